@@ -1,0 +1,39 @@
+# The commands of this project. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test lint bench docs clean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## make .venv and install limn with everything that the demo and the tests need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup  ## train a CLIP on emoji, test it on an art style it never saw, write runs/demo/report.html
+	$(BIN)/limn demo
+
+test: setup  ## run the tests (slow and gpu ones are run by name: pytest -m slow)
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: setup  ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: setup  ## run every benchmark and write its JSON under benchmarks/results
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docs: setup  ## rebuild the parts of README.md that are generated from the code
+	$(BIN)/python -m pytest -q tests/contracts --update-snapshots
+
+clean:  ## remove the environment, caches and the demo's data and run
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/demo data/digits runs/demo runs/digits
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

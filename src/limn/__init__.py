@@ -1,0 +1,71 @@
+"""limn: contrastive language-image pre-training, whole.
+
+The public names are loaded when they are first used, so that `import limn` is instant and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from limn.data.sources import Pair, Source, read_pairs
+    from limn.data.tokenizer import Tokenizer
+    from limn.errors import ConfigError, DataError, LimnError, MissingExtra, ModelError, TrainingError
+    from limn.evaluate.suite import evaluate
+    from limn.evaluate.zero_shot import ZeroShotClassifier
+    from limn.model.clip import CLIP
+    from limn.model.store import load
+    from limn.model.zoo import create
+    from limn.objectives.contrastive import contrastive_loss
+    from limn.train.loop import train
+
+_HOME = {
+    "CLIP": "limn.model.clip",
+    "ConfigError": "limn.errors",
+    "DataError": "limn.errors",
+    "LimnError": "limn.errors",
+    "MissingExtra": "limn.errors",
+    "ModelError": "limn.errors",
+    "Pair": "limn.data.sources",
+    "Source": "limn.data.sources",
+    "Tokenizer": "limn.data.tokenizer",
+    "TrainingError": "limn.errors",
+    "ZeroShotClassifier": "limn.evaluate.zero_shot",
+    "contrastive_loss": "limn.objectives.contrastive",
+    "create": "limn.model.zoo",
+    "evaluate": "limn.evaluate.suite",
+    "load": "limn.model.store",
+    "read_pairs": "limn.data.sources",
+    "train": "limn.train.loop",
+}
+
+__all__ = [
+    "CLIP",
+    "ConfigError",
+    "DataError",
+    "LimnError",
+    "MissingExtra",
+    "ModelError",
+    "Pair",
+    "Source",
+    "Tokenizer",
+    "TrainingError",
+    "ZeroShotClassifier",
+    "contrastive_loss",
+    "create",
+    "evaluate",
+    "load",
+    "read_pairs",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'limn' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

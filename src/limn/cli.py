@@ -1,0 +1,324 @@
+"""The `limn` command: verbs only. Each verb imports what it needs when it is called, so that --help is instant.
+
+Output for machines (`--json`) and results go to standard output, everything else to standard error. Exit codes: 0 fine,
+1 failed, 2 bad input, 130 interrupted.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from limn.errors import ConfigError, LimnError
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line and exit."""
+    try:
+        dispatch(list(sys.argv[1:] if argv is None else argv))
+    except LimnError as error:
+        print(f"limn: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("limn: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def dispatch(args: list[str]) -> None:
+    """Find the verb at the front of `args` and call it with the rest."""
+    if args[:1] == ["--version"]:
+        import limn
+
+        print(f"limn {limn.__version__}")
+        return
+    for length in (2, 1):
+        if verb := VERBS.get(" ".join(args[:length])):
+            verb(args[length:])
+            return
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return
+    group = [name for name in VERBS if name.startswith(f"{args[0]} ")]
+    if group and (len(args) == 1 or args[1] in ("-h", "--help")):
+        print("\n".join(f"  limn {name:<16} {summary(VERBS[name])}" for name in group))
+        return
+    asked = " ".join(args[: 2 if group else 1])
+    near = difflib.get_close_matches(asked, VERBS, n=1, cutoff=0.4)
+    raise ConfigError(
+        "The command",
+        must=f"be one of {', '.join(VERBS)}",
+        got=repr(asked),
+        then=f"Did you mean limn {near[0]}?" if near else "See limn --help.",
+    )
+
+
+def overview() -> str:
+    """What `limn --help` prints."""
+    lines = ["limn: from captioned pictures to a model that names and finds pictures.", ""]
+    lines += [f"  limn {name:<16} {summary(verb)}" for name, verb in VERBS.items()]
+    lines += ["", "limn VERB --help explains a verb. New here? limn demo trains a model and shows what it can do."]
+    return "\n".join(lines)
+
+
+def summary(verb: Callable[..., Any]) -> str:
+    """The first line of a verb's docstring."""
+    return (inspect.getdoc(verb) or "").splitlines()[0]
+
+
+def from_flags(function: Callable[..., Any], args: list[str], name: str, **options: Any) -> Any:
+    """Call `function` with the flags in `args`; an unknown one ends with exit code 2 and names the nearest."""
+    import tyro
+
+    return tyro.cli(function, args=args, prog=f"limn {name}", **options)
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    print(text, file=sys.stderr)
+
+
+def print_json(values: Any) -> None:
+    """Results for machines."""
+    print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Results for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)
+
+
+# --- verbs -----------------------------------------------------------------------------------------------------------
+
+
+def demo_verb(args: list[str]) -> None:
+    """Everything at once: fetch pictures, train, measure, classify, search, report."""
+
+    def demo(source: Literal["emoji", "digits"] = "emoji", out: Path | None = None) -> None:
+        """Fetch pictures with names, train a CLIP on them, measure it on pictures it never saw, write a report.
+
+        Args:
+            source: emoji (three drawing styles from npm packages, 5 minutes of training) or digits (no network).
+            out: the run directory; runs/demo or runs/digits by default.
+        """
+        from limn.demo import run_demo
+
+        run_demo(source, out)
+
+    from_flags(demo, args, "demo")
+
+
+def data_demo_verb(args: list[str]) -> None:
+    """Write the demo's pairs as shards: emoji in three styles, or handwritten digits."""
+
+    def data_demo(source: Literal["emoji", "digits"] = "emoji", out: Path | None = None) -> None:
+        """Write OUT/train and OUT/test as WebDataset shards; a second call finds them whole and does nothing.
+
+        Args:
+            source: emoji (fetched with npm pack) or digits (scikit-learn's, no network).
+            out: the folder; data/demo or data/digits by default.
+        """
+        from limn.data.demo import default_folder, write_demo
+
+        write_demo(out or default_folder(source), source=source)
+
+    from_flags(data_demo, args, "data demo")
+
+
+def tokenizer_train_verb(args: list[str]) -> None:
+    """Train a tokenizer on the captions of your pairs."""
+
+    def tokenizer_train(data: Path, out: Path, vocab_size: int = 4096) -> None:
+        """Learn a lower-cased byte-level BPE from captions and write it as tokenizer.json.
+
+        Args:
+            data: the pairs: a folder, a list or shards.
+            out: the file to write.
+            vocab_size: at most this many tokens, 512 bytes and two special ones included.
+        """
+        from limn.data.sources import describe, read_pairs
+        from limn.data.tokenizer import Tokenizer
+
+        source = read_pairs(data)
+        tokenizer = Tokenizer.train(source.captions(), vocab_size=vocab_size)
+        tokenizer.save(out)
+        say(f"Wrote {out}: {tokenizer.vocab_size} tokens from {len(source):,} pairs ({describe(source.skipped)}).")
+
+    from_flags(tokenizer_train, args, "tokenizer train")
+
+
+def train_verb(args: list[str]) -> None:
+    """Train a CLIP: limn train RECIPE [--data PATH], or limn train --resume RUN."""
+    from limn.recipes import RECIPES
+
+    if args[:1] == ["--resume"]:
+        from_flags(resume_run, args, "train")
+        return
+    if not args or args[0] in ("-h", "--help"):
+        print("limn train RECIPE [--data PATH] [--train.epochs 20] ...   starts a run in runs/RECIPE")
+        print("limn train --resume RUN                                  continues one to the bit\n")
+        print("\n".join(f"  {name:<8} {summary(recipe)}" for name, recipe in RECIPES.items()))
+        print("\nlimn train RECIPE --help lists every setting with the recipe's value.")
+        return
+    name, *flags = args
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.3)
+        raise ConfigError(
+            "The recipe",
+            must=f"be one of {', '.join(RECIPES)}",
+            got=repr(name),
+            then=f"Did you mean {near[0]}?" if near else "See limn train --help.",
+        )
+    from limn.config import RunConfig
+
+    recipe = RECIPES[name]
+    default = dataclasses.replace(recipe(), out=Path("runs") / name)
+    config = from_flags(RunConfig, flags, f"train {name}", default=default, description=inspect.getdoc(recipe))
+
+    from limn.train.loop import train
+
+    say(f"The model is in {train(config) / 'model'}. Next: limn eval {config.out}")
+
+
+def resume_run(resume: Path) -> None:
+    """Continue a run that was stopped.
+
+    Args:
+        resume: its run directory.
+    """
+    from limn.run import RunDirectory
+    from limn.train.loop import train
+
+    config = dataclasses.replace(RunDirectory(resume).read_config(), out=resume)
+    say(f"The model is in {train(config, resume=True) / 'model'}. Next: limn eval {resume}")
+
+
+def eval_verb(args: list[str]) -> None:
+    """Measure a run or a model: zero-shot accuracy and retrieval, with 95 % intervals."""
+
+    def evaluate(model: Path, /, *, data: tuple[Path, ...] = (), json: bool = False) -> None:
+        """Measure zero-shot accuracy where pictures have labels, and recall both ways where they have captions.
+
+        Args:
+            model: a run, measured on its own test set, or a model directory.
+            data: what to measure on instead: folders, lists or shards.
+            json: print the rows as JSON.
+        """
+        from limn.evaluate.suite import evaluate_run
+
+        rows = [row for evaluation in evaluate_run(model, data) for row in evaluation.rows]
+        if json:
+            print_json([dataclasses.asdict(row) for row in rows])
+        else:
+            print_table(
+                ("task", "metric", "value", "95 % interval", "of"),
+                [
+                    (row.task, row.metric, f"{row.value:.1%}", f"{row.low:.1%} - {row.high:.1%}", f"{row.count:,}")
+                    for row in rows
+                ],
+            )
+
+    from_flags(evaluate, args, "eval")
+
+
+def classify_verb(args: list[str]) -> None:
+    """Name pictures: limn classify MODEL PICTURES... --labels "cat,dog"."""
+
+    def classify(
+        model: Path,
+        pictures: list[Path],
+        /,
+        *,
+        labels: str,
+        template: tuple[str, ...] = ("{}", "a picture of {}."),
+        top: int = 5,
+        json: bool = False,
+    ) -> None:
+        """Say which of the labels each picture shows, with percentages.
+
+        Args:
+            model: a model directory or a finished run.
+            pictures: picture files, or folders of them.
+            labels: the names to choose from, separated by commas.
+            template: one or more sentences with {} where the name goes; their features are averaged.
+            top: how many names to print for each picture.
+            json: print JSON.
+        """
+        from limn.evaluate.classify import classify_pictures
+
+        names = [name.strip() for name in labels.split(",") if name.strip()]
+        answers = classify_pictures(model, pictures, names, template, top=top)
+        if json:
+            print_json([dataclasses.asdict(answer) for answer in answers])
+        else:
+            print_table(
+                ("picture", "names"),
+                [(a.picture, "  ".join(f"{name} {share:.1%}" for name, share in a.names.items())) for a in answers],
+            )
+
+    from_flags(classify, args, "classify")
+
+
+def search_verb(args: list[str]) -> None:
+    """Find pictures: limn search MODEL FOLDER "a smiling cat"."""
+
+    def search(model: Path, folder: Path, text: str, /, *, top: int = 10, json: bool = False) -> None:
+        """Print the pictures that a sentence describes best.
+
+        Args:
+            model: a model directory or a finished run.
+            folder: a folder of pictures, a list, or shards.
+            text: the sentence.
+            top: how many pictures to print.
+            json: print JSON.
+        """
+        from limn.model.store import load
+        from limn.search.find import find
+
+        hits = find(load(model), folder, text, top=top)
+        if json:
+            print_json([dataclasses.asdict(hit) for hit in hits])
+        else:
+            print_table(
+                ("similarity", "picture", "file"), [(f"{hit.similarity:.3f}", hit.key, hit.path) for hit in hits]
+            )
+
+    from_flags(search, args, "search")
+
+
+def report_verb(args: list[str]) -> None:
+    """Write RUN/report.html from what the run and limn eval left there."""
+
+    def report(run: Path, /) -> None:
+        """Write one self-contained page: the curve, the numbers, pictures with their names, a search grid.
+
+        Args:
+            run: a run directory that was evaluated.
+        """
+        from limn.report.page import write_report
+
+        say(f"Wrote {write_report(run)}.")
+
+    from_flags(report, args, "report")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo_verb,
+    "data demo": data_demo_verb,
+    "tokenizer train": tokenizer_train_verb,
+    "train": train_verb,
+    "eval": eval_verb,
+    "classify": classify_verb,
+    "search": search_verb,
+    "report": report_verb,
+}

@@ -1,0 +1,198 @@
+"""What a run is: frozen dataclasses, the standard library only.
+
+A run flows `recipe -> command line -> RunConfig -> resolve() -> Plan`. Nothing changes a config after it was made;
+what depends on the data (how many steps, how many of them warm-up) is worked out by `resolve`, a pure function.
+
+An architecture (`Architecture`) is data too: the zoo holds them by name and a model directory stores its own.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from limn.errors import ConfigError
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """A modified ResNet (paper section 2.4): ResNet-D stem, anti-aliased strides, attention pooling."""
+
+    layers: tuple[int, ...]
+    """Bottleneck blocks in each stage."""
+    width: int
+    """Channels after the stem; stage k has `width * 2**k` inside its blocks and four times that between them."""
+    heads: int
+    """Heads of the attention pooling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """A Vision Transformer (paper section 2.4) with a LayerNorm before the first block."""
+
+    layers: int
+    width: int
+    heads: int
+    patch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The causal text transformer (paper section 2.4)."""
+
+    layers: int
+    width: int
+    heads: int
+    vocab_size: int
+    context_length: int = 77
+    """Positions, [SOS] and [EOS] included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Everything that fixes the shape of a CLIP and the function that it computes."""
+
+    image: ResNetConfig | ViTConfig
+    text: TextConfig
+    embed_dim: int
+    image_size: int
+    """Pixels on each side of the square picture."""
+    activation: Activation = "quick_gelu"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How a picture becomes pixels."""
+
+    resize: int
+    """Length in pixels that the shorter side is resized to, before the crop."""
+    crop_min_area: float = 1.0
+    """Training takes a random square crop: its side is drawn so that its area is at least this share of the largest
+    square, then it is resized to the model's input. 1.0: only the place is drawn, not the size."""
+
+    def __post_init__(self) -> None:
+        check(self.resize > 0, "resize of images", "be positive", self.resize, "Give a length in pixels.")
+        check(
+            0 < self.crop_min_area <= 1,
+            "crop-min-area of images",
+            "lie in (0, 1]",
+            self.crop_min_area,
+            "0.5 draws crops of at least half of the picture's largest square.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with decoupled weight decay on everything but gains and biases, warm-up, then cosine to zero per step."""
+
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    warmup_share: float = 0.05
+    """Share of all steps in which the learning rate rises linearly from zero."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "lr of optim", "be positive", self.lr, "Recipes use 5e-4 to 3e-3.")
+        check(
+            0 <= self.warmup_share < 1,
+            "warmup-share of optim",
+            "lie in [0, 1)",
+            self.warmup_share,
+            "It is a share of all steps, such as 0.05.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how many at once, how precise."""
+
+    batch_size: int
+    """Pairs in one step: each picture meets every caption of the batch."""
+    epochs: float
+    """Times that the pairs are seen."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the machine computes in it, float32 otherwise. Features, loss and weights stay float32."""
+    checkpoint_minutes: float = 5.0
+    """A checkpoint is written at least this often, at Ctrl-C and at the end."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.batch_size >= 2,
+            "batch-size of train",
+            "be at least 2",
+            self.batch_size,
+            "Contrastive learning needs other captions to tell a picture's own from.",
+        )
+        check(self.epochs > 0, "epochs of train", "be positive", self.epochs, "Fractions are fine: 0.5.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole. Recipes return it; every field can be overridden on the command line."""
+
+    data: Path | None = None
+    """Training pairs: a folder of pictures with .txt captions beside them, a list (csv, tsv, jsonl) with path and
+    caption columns, or a folder of WebDataset shards."""
+    test: Path | None = None
+    """Pairs or labelled pictures to measure on. Without it `holdout` of the training pairs are kept back."""
+    out: Path | None = None
+    """The run directory. Default: runs/RECIPE."""
+    model: str
+    """An architecture of the zoo."""
+    tokenizer: Path | None = None
+    """A tokenizer.json. Without it one is trained on the captions."""
+    vocab_size: int = 4096
+    """Size of a tokenizer trained on the captions."""
+    holdout: float = 0.05
+    """Share of the pairs kept out of training when there is no `test`."""
+    cache_mb: int = 2048
+    """Decoded pictures are kept in memory when all of them fit in this much; otherwise each is decoded when due."""
+    seed: int = 0
+    images: ImageConfig
+    train: TrainConfig
+    optim: OptimConfig
+
+    def __post_init__(self) -> None:
+        check(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `resolve` works out once the data is known."""
+
+    steps: int
+    warmup_steps: int
+    pairs_per_epoch: int
+    total_pairs: int
+
+
+def resolve(config: RunConfig, *, pairs: int) -> Plan:
+    """The plan of `config` on `pairs` training pairs."""
+    batch_size = config.train.batch_size
+    check(
+        pairs >= batch_size,
+        "The number of training pairs",
+        f"be at least the batch size {batch_size}",
+        pairs,
+        "Lower --train.batch-size or add pairs.",
+    )
+    steps = max(1, math.ceil(config.train.epochs * pairs / batch_size))
+    return Plan(
+        steps=steps,
+        warmup_steps=round(config.optim.warmup_share * steps),
+        pairs_per_epoch=pairs,
+        total_pairs=steps * batch_size,
+    )
+
+
+def check(fine: bool, what: str, must: str, got: object, then: str) -> None:
+    """Raise the `ConfigError` that says so unless `fine`."""
+    if not fine:
+        raise ConfigError(what, must=must, got=got, then=then)

@@ -1,0 +1,102 @@
+"""Encoded bytes to pixels: `bytes -> decode -> uint8[height width 3] -> crop -> uint8[size size 3]`.
+
+Any format becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit scaled down, CMYK and
+palettes converted. The header is checked before anything is decoded.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from limn.errors import DataError
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+Image.init()  # `formats` knows only the plugins that are loaded
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is not a picture
+
+
+def decode(content: bytes, resize: int, *, name: str = "picture") -> np.ndarray:
+    """The picture in `content` as uint8[height width 3], its shorter side `resize` pixels long (bicubic).
+
+    Raises `DataError` if it cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata; what matters raises
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise _unreadable(name, f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
+            picture.draft("RGB", (2 * resize, 2 * resize))  # large JPEGs are decoded at a fraction of their size
+            return np.asarray(shorter_side(to_rgb(picture), resize))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise _unreadable(name, _reason(content, error)) from error
+
+
+def _unreadable(name: str, got: str) -> DataError:
+    return DataError(
+        name,
+        must=f"be a readable picture ({', '.join(FORMATS)})",
+        got=got,
+        then="Leave it out or save it again with an image program.",
+    )
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    if not content:
+        return "an empty file"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{len(content):,} bytes of another format"
+    return str(error)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """`picture` upright, opaque and in 8-bit RGB."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        white.alpha_composite(picture)
+        picture = white
+    return picture.convert("RGB")
+
+
+def shorter_side(picture: Image.Image, length: int) -> Image.Image:
+    """`picture` with its shorter side `length` pixels long, the longer one rounded down as OpenAI's preprocessing."""
+    width, height = picture.size
+    size = (length, length * height // width) if width <= height else (length * width // height, length)
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The central square of uint8[height width 3], resized to `size`."""
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    return _square(pixels, left=round((width - side) / 2), top=round((height - side) / 2), side=side, size=size)
+
+
+def random_crop(pixels: np.ndarray, size: int, *, min_area: float, draws: tuple[float, float, float]) -> np.ndarray:
+    """A random square of uint8[height width 3], resized to `size`: the paper's only augmentation (section 2.4).
+
+    `draws` are three uniform numbers in [0, 1): for the square's area, in [`min_area`, 1] of the largest one, and for
+    its place across and down.
+    """
+    height, width, _ = pixels.shape
+    largest = min(height, width)
+    side = max(1, round(largest * (min_area + (1 - min_area) * draws[0]) ** 0.5))
+    left, top = int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1))
+    return _square(pixels, left=left, top=top, side=side, size=size)
+
+
+def _square(pixels: np.ndarray, *, left: int, top: int, side: int, size: int) -> np.ndarray:
+    square = pixels[top : top + side, left : left + side]
+    if side == size:
+        return square
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))

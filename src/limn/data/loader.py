@@ -1,0 +1,151 @@
+"""A source to batches: `step -> Batch`, a pure function, computed a little ahead of the training step.
+
+```
+step ─> order.samples ─> pair ─> decode (kept in memory if all fit) ─> random crop ─> pixels uint8[batch 3 size size]
+                           └──> one of its captions ─> tokenizer ───────────────────> tokens int64[batch context]
+```
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from limn.config import ImageConfig
+from limn.data.decode import centre_crop, decode, random_crop
+from limn.data.order import samples, uniform
+from limn.data.sources import Pair, Source
+from limn.data.tokenizer import Tokenizer
+from limn.errors import DataError
+
+AHEAD = 3
+"""Batches that are made ready before they are asked for."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs for one step. A picture that cannot be read is left out, so a batch may be smaller than the batch size."""
+
+    pixels: UInt8[Tensor, "batch 3 height width"]
+    tokens: Int[Tensor, "batch context"]
+    keys: tuple[str, ...]
+
+
+class Loader:
+    """Training batches of a source, each a pure function of (seed, step).
+
+    `unreadable` maps the key of each picture that could not be decoded to the reason.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        images: ImageConfig,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        cache_mb: int,
+    ) -> None:
+        self.source, self.tokenizer, self.images = source, tokenizer, images
+        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.unreadable: dict[str, str] = {}
+        # 1.5: pictures are seldom square; their longer side is not bounded by `resize`
+        self._cached = len(source) * images.resize**2 * 3 * 1.5 <= cache_mb * 2**20
+        self._cache: dict[int, np.ndarray | None] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`, counted from 0."""
+        epochs, indices = samples(self.seed, step * self.batch_size, self.batch_size, len(self.source))
+        draws = np.stack([uniform(self.seed, name, epochs, indices) for name in ("area", "across", "down")], axis=1)
+        choices = uniform(self.seed, "caption", epochs, indices)
+        crops, captions, keys = [], [], []
+        for index, draw, choice in zip(indices, draws, choices, strict=True):
+            pixels = self._pixels(int(index))
+            if pixels is None:
+                continue
+            pair = self.source[int(index)]
+            area, across, down = draw.tolist()
+            min_area = self.images.crop_min_area
+            crops.append(random_crop(pixels, self.image_size, min_area=min_area, draws=(area, across, down)))
+            captions.append(pair.captions[int(choice * len(pair.captions))])
+            keys.append(pair.key)
+        if len(keys) < 2:
+            raise DataError(
+                f"The batch of step {step} from {self.source.path}",
+                must="hold at least 2 readable pictures",
+                got=f"{len(keys)}: {describe_unreadable(self.unreadable)}",
+                then="Check the pictures.",
+            )
+        return Batch(stack(crops), torch.from_numpy(self.tokenizer(captions)), tuple(keys))
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of the steps first, ..., last - 1, made ahead by one thread while the model trains."""
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+            waiting = [thread.submit(self.batch, step) for step in range(first, min(first + AHEAD, last))]
+            try:
+                for step in range(first, last):
+                    batch = waiting.pop(0).result()
+                    if step + AHEAD < last:
+                        waiting.append(thread.submit(self.batch, step + AHEAD))
+                    yield batch
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _pixels(self, index: int) -> np.ndarray | None:
+        if index in self._cache:
+            return self._cache[index]
+        pair = self.source[index]
+        pixels = _decode(pair, self.images.resize, self.unreadable)
+        if self._cached:
+            self._cache[index] = pixels
+        return pixels
+
+
+def read_centre(
+    source: Source, image_size: int, *, batch_size: int = 256
+) -> Iterator[tuple[list[int], UInt8[Tensor, "batch 3 height width"], dict[str, str]]]:
+    """The central squares of a source's pictures, batch by batch, for evaluation and search.
+
+    Yields (indices of the readable pictures, their pixels, reasons for the unreadable ones by key).
+    """
+    starts = range(0, len(source), batch_size)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        for start in starts:
+            indices = range(start, min(start + batch_size, len(source)))
+            unreadable: dict[str, str] = {}
+            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad), indices)
+            kept = [(i, centre_crop(p, image_size)) for i, p in zip(indices, decoded, strict=True) if p is not None]
+            pixels = stack([p for _, p in kept]) if kept else torch.empty(0, 3, image_size, image_size).byte()
+            yield [i for i, _ in kept], pixels, unreadable
+
+
+def stack(pictures: list[np.ndarray]) -> UInt8[Tensor, "batch 3 height width"]:
+    """Pictures uint8[height width 3] as one tensor, channels first in shape and last in memory."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def describe_unreadable(unreadable: dict[str, str]) -> str:
+    """How many pictures could not be read and why, in words."""
+    if not unreadable:
+        return "none unreadable"
+    reasons = Counter(unreadable.values()).most_common(3)
+    return f"{len(unreadable)} unreadable ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})"
+
+
+def _decode(pair: Pair, resize: int, unreadable: dict[str, str]) -> np.ndarray | None:
+    try:
+        return decode(pair.read(), resize, name=f"The picture {pair.key}")
+    except DataError as error:
+        unreadable[pair.key] = str(error.got)
+    except OSError as error:
+        unreadable[pair.key] = error.strerror or str(error)
+    return None

@@ -1,0 +1,143 @@
+"""Writing pairs as WebDataset shards in the img2dataset layout, with a manifest.
+
+```
+FOLDER/00000.tar          KEY.json, KEY.png|jpg|webp, KEY.txt and, in labelled sets, KEY.cls; sorted by extension
+FOLDER/00000.parquet      one row a pair
+FOLDER/00000_stats.json   its presence says that the shard is whole
+FOLDER/manifest.json      sha256 and count of each shard, the data fingerprint, where the pairs come from
+```
+
+The same pairs give the same tar bytes: members carry no time, no user, and the order that they came in.
+"""
+
+import hashlib
+import io
+import json
+import math
+import shutil
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limn.data.sources import read_pairs
+from limn.errors import DataError, MissingExtra
+from limn.files import replacing, sha256_of, write_text
+from limn.run import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A pair to be written."""
+
+    picture: bytes
+    extension: str
+    """Of the picture: png, jpg or webp."""
+    width: int
+    height: int
+    captions: tuple[str, ...]
+    label: int | None = None
+    record: dict[str, Any]
+    """Further fields of KEY.json."""
+
+
+def write_shards(samples: Sequence[Sample], folder: Path, *, origin: dict[str, Any], per_shard: int = 1000) -> None:
+    """Write `samples` as shards in `folder`, replacing what was there only once all of them are written.
+
+    `origin` goes into manifest.json: sources, versions, licences.
+    """
+    building = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    shards = []
+    for number, start in enumerate(range(0, len(samples), per_shard)):
+        chunk = samples[start : start + per_shard]
+        width = 5 + math.ceil(math.log10(per_shard))
+        first_key = 10 ** math.ceil(math.log10(per_shard)) * number
+        keys = [f"{first_key + index:0{width}d}" for index in range(len(chunk))]
+        shards.append(_write_shard(building, number, keys, chunk))
+    fingerprint = read_pairs(building).fingerprint
+    write_json(
+        building / "manifest.json",
+        {"format": 1, "pairs": len(samples), "fingerprint": fingerprint, "shards": shards, "origin": origin},
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    building.replace(folder)
+
+
+def write_classes(folder: Path, class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Name the classes of the labelled shards below `folder`, as CLIP_benchmark does: {c} stands for the name."""
+    write_text(folder / "classnames.txt", "".join(f"{name}\n" for name in class_names))
+    lines = "".join(f"{template.replace('{}', '{c}')}\n" for template in templates)
+    write_text(folder / "zeroshot_classification_templates.txt", lines)
+
+
+def is_whole(folder: Path, *, origin: dict[str, Any]) -> bool:
+    """Whether `folder` holds shards of this `origin`, each with the sha256 that the manifest says."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = read_json(folder / "manifest.json")
+    return manifest["origin"] == origin and all(
+        (folder / shard["name"]).is_file() and sha256_of(folder / shard["name"]) == shard["sha256"]
+        for shard in manifest["shards"]
+    )
+
+
+def _write_shard(folder: Path, number: int, keys: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
+    path = folder / f"{number:05d}.tar"
+    rows = []
+    with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, sample in zip(keys, samples, strict=True):
+            row = {
+                "caption": sample.captions[0],
+                "url": "",
+                "key": key,
+                "status": "success",
+                "error_message": "",
+                "width": sample.width,
+                "height": sample.height,
+                "original_width": sample.width,
+                "original_height": sample.height,
+                "sha256": hashlib.sha256(sample.picture).hexdigest(),
+            }
+            rows.append(row)
+            record = {**row, "captions": list(sample.captions), **sample.record}
+            members = {
+                "json": json.dumps(record, indent=4, ensure_ascii=False).encode(),
+                sample.extension: sample.picture,
+                "txt": sample.captions[0].encode(),
+            }
+            if sample.label is not None:
+                members["cls"] = str(sample.label).encode()
+            for extension in sorted(members):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size, member.mode = len(members[extension]), 0o444
+                tar.addfile(member, io.BytesIO(members[extension]))
+    _write_parquet(path.with_suffix(".parquet"), rows)
+    write_json(
+        folder / f"{number:05d}_stats.json",
+        {
+            "count": len(rows),
+            "successes": len(rows),
+            "failed_to_download": 0,
+            "failed_to_resize": 0,
+            "duration": 0.0,
+            "start_time": 0.0,
+            "end_time": 0.0,
+            "status_dict": {"success": len(rows)},
+        },
+    )
+    return {"name": path.name, "sha256": sha256_of(path), "pairs": len(rows)}
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", extra="demo", needed_for="writing shards") from None
+    if not rows:
+        raise DataError(f"The shard {path.stem}", must="hold a pair", got="none", then="Give at least one pair.")
+    with replacing(path) as file:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)

@@ -1,0 +1,56 @@
+"""The exceptions that limn raises on purpose.
+
+```
+LimnError
+├── ConfigError     a setting, flag or argument that cannot be used
+├── DataError       pictures, captions or shards that cannot be used
+├── ModelError      a model directory, weights or a tokenizer that do not fit
+├── TrainingError   a run that cannot go on (exit code 1, the others 2)
+└── MissingExtra    an optional dependency that is not installed
+```
+
+Every message is one sentence shape, so that people learn to read it: what is wrong, what was expected, what came
+instead, and what to do next.
+"""
+
+from typing import Any
+
+
+class LimnError(Exception):
+    """`<what> must be <must>. Got <got>. <then>`; a command that ends with one exits with `exit_code`."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, must: str, got: Any, then: str) -> None:
+        self.what, self.must, self.got, self.then = what, must, got, then
+        super().__init__(f"{what} must {must}. Got {got}. {then}")
+
+
+class ConfigError(LimnError, ValueError):
+    """A setting, flag or argument that cannot be used."""
+
+
+class DataError(LimnError, ValueError):
+    """Pictures, captions or shards that cannot be used."""
+
+
+class ModelError(LimnError, ValueError):
+    """A model directory, weights or a tokenizer that do not fit."""
+
+
+class TrainingError(LimnError, RuntimeError):
+    """A run that cannot go on."""
+
+    exit_code = 1
+
+
+class MissingExtra(LimnError, ImportError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, *, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"The package {package} for {needed_for}",
+            must="be installed",
+            got="no such package",
+            then=f"Run: pip install 'limn[{extra}]'",
+        )

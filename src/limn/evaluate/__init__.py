@@ -1,0 +1,1 @@
+"""Weights to numbers: zero-shot classification, retrieval, and the metrics they share."""

@@ -1,0 +1,54 @@
+"""Metrics: pure functions of score matrices, and the interval that each share comes with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of an evaluation: a share of `count` trials with its 95 % interval."""
+
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    count: int
+    model: str
+    """The model fingerprint."""
+    data: str
+    """The data fingerprint."""
+
+
+def ranks(
+    scores: Float[Tensor, "queries candidates"], right: Bool[Tensor, "queries candidates"]
+) -> Int[Tensor, " queries"]:
+    """How many wrong candidates score at least as high as the best right one; 0 means found first.
+
+    A tie counts against the model, so equal scores for everything are worth nothing.
+    """
+    best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
+    return ((scores >= best) & ~right).sum(dim=1)
+
+
+def share_within(rank: Int[Tensor, " queries"], k: int) -> float:
+    """The share of queries whose right candidate is among the first `k`: top-k accuracy, recall@k."""
+    return (rank < k).double().mean().item()
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share observed over `count` independent trials (Wilson 1927)."""
+    z = 1.959963984540054
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def row(metric: str, rank: Int[Tensor, " queries"], k: int, **about: Any) -> Row:
+    """The share of `rank` below `k` as a row."""
+    value = share_within(rank, k)
+    low, high = wilson(value, len(rank))
+    return Row(metric=metric, value=value, low=low, high=high, count=len(rank), **about)

@@ -1,0 +1,66 @@
+"""Progress for people, on standard error: a bar in a terminal, a line now and then in a log file."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Advance(Protocol):
+    """Moves the progress on and says where things stand."""
+
+    def __call__(self, done: int, facts: str = "") -> None:
+        """`done` in all so far; `facts` are shown beside the bar."""
+        ...
+
+
+@contextmanager
+def progress(title: str, total: int, *, start: int = 0) -> Iterator[Advance]:
+    """A bar of `total` steps, `start` of them done before."""
+    if not sys.stderr.isatty():
+        yield _lines(title, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=start, facts="")
+        yield lambda done, facts="": bar.update(task, completed=done, facts=facts)
+
+
+def _lines(title: str, total: int) -> Advance:
+    last = time.monotonic()
+
+    def advance(done: int, facts: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"{title}: {done}/{total} {facts}")
+
+    return advance
+
+
+def track(items: Iterable[T], *, title: str, total: int) -> Iterator[T]:
+    """`items` with a bar that moves as they are taken."""
+    with progress(title, total) as advance:
+        for done, item in enumerate(items, start=1):
+            yield item
+            advance(done)

@@ -1,0 +1,1 @@
+"""Features to answers: the pictures that a sentence describes."""

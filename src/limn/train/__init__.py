@@ -1,0 +1,1 @@
+"""Loss to weights: the loop, the optimizer, the schedule, checkpoints."""
