@@ -28,8 +28,10 @@ lint: setup  ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: setup  ## run every benchmark and write its JSON under benchmarks/results
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+bench: setup  ## run every benchmark and write what it prints to benchmarks/results
+	@mkdir -p benchmarks/results
+	@for file in benchmarks/*.py; do \
+	  echo "== $$file"; $(BIN)/python $$file > benchmarks/results/$$(basename $$file .py).json || exit 1; done
 
 docs: setup  ## rebuild the parts of README.md that are generated from the code
 	$(BIN)/python -m pytest -q tests/contracts --update-snapshots

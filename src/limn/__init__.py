@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from limn.data.sources import Pair, Source, read_pairs
     from limn.data.tokenizer import Tokenizer
     from limn.errors import ConfigError, DataError, LimnError, MissingExtra, ModelError, TrainingError
-    from limn.evaluate.suite import evaluate
-    from limn.evaluate.zero_shot import ZeroShotClassifier
+    from limn.evaluation.suite import evaluate
+    from limn.evaluation.zero_shot import ZeroShotClassifier
     from limn.model.clip import CLIP
     from limn.model.store import load
     from limn.model.zoo import create
     from limn.objectives.contrastive import contrastive_loss
-    from limn.train.loop import train
+    from limn.training.loop import train
 
 _HOME = {
     "CLIP": "limn.model.clip",
@@ -31,13 +31,13 @@ _HOME = {
     "Source": "limn.data.sources",
     "Tokenizer": "limn.data.tokenizer",
     "TrainingError": "limn.errors",
-    "ZeroShotClassifier": "limn.evaluate.zero_shot",
+    "ZeroShotClassifier": "limn.evaluation.zero_shot",
     "contrastive_loss": "limn.objectives.contrastive",
     "create": "limn.model.zoo",
-    "evaluate": "limn.evaluate.suite",
+    "evaluate": "limn.evaluation.suite",
     "load": "limn.model.store",
     "read_pairs": "limn.data.sources",
-    "train": "limn.train.loop",
+    "train": "limn.training.loop",
 }
 
 __all__ = [

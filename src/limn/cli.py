@@ -185,7 +185,7 @@ def train_verb(args: list[str]) -> None:
     default = dataclasses.replace(recipe(), out=Path("runs") / name)
     config = from_flags(RunConfig, flags, f"train {name}", default=default, description=inspect.getdoc(recipe))
 
-    from limn.train.loop import train
+    from limn.training.loop import train
 
     say(f"The model is in {train(config) / 'model'}. Next: limn eval {config.out}")
 
@@ -197,7 +197,7 @@ def resume_run(resume: Path) -> None:
         resume: its run directory.
     """
     from limn.run import RunDirectory
-    from limn.train.loop import train
+    from limn.training.loop import train
 
     config = dataclasses.replace(RunDirectory(resume).read_config(), out=resume)
     say(f"The model is in {train(config, resume=True) / 'model'}. Next: limn eval {resume}")
@@ -214,7 +214,7 @@ def eval_verb(args: list[str]) -> None:
             data: what to measure on instead: folders, lists or shards.
             json: print the rows as JSON.
         """
-        from limn.evaluate.suite import evaluate_run
+        from limn.evaluation.suite import evaluate_run
 
         rows = [row for evaluation in evaluate_run(model, data) for row in evaluation.rows]
         if json:
@@ -254,7 +254,7 @@ def classify_verb(args: list[str]) -> None:
             top: how many names to print for each picture.
             json: print JSON.
         """
-        from limn.evaluate.classify import classify_pictures
+        from limn.evaluation.classify import classify_pictures
 
         names = [name.strip() for name in labels.split(",") if name.strip()]
         answers = classify_pictures(model, pictures, names, template, top=top)

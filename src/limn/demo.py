@@ -14,9 +14,9 @@ from limn.data.demo import default_folder, write_demo
 from limn.data.sources import Pair, Source, read_pairs
 from limn.data.tokenizer import Tokenizer
 from limn.errors import ConfigError
-from limn.evaluate.classify import classify_pictures
-from limn.evaluate.suite import Evaluation, evaluate_run
-from limn.evaluate.zero_shot import DEFAULT_TEMPLATES
+from limn.evaluation.classify import classify_pictures
+from limn.evaluation.suite import Evaluation, evaluate_run
+from limn.evaluation.zero_shot import DEFAULT_TEMPLATES
 from limn.files import write_bytes
 from limn.model.store import load
 from limn.progress import say
@@ -24,7 +24,7 @@ from limn.recipes import RECIPES
 from limn.report.page import write_report
 from limn.run import RunDirectory, write_json
 from limn.search.find import find
-from limn.train.loop import train
+from limn.training.loop import train
 
 SENTENCES = {
     "emoji": (

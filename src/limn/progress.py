@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,12 +18,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class Advance(Protocol):
-    """Moves the progress on and says where things stand."""
-
-    def __call__(self, done: int, facts: str = "") -> None:
-        """`done` in all so far; `facts` are shown beside the bar."""
-        ...
+Advance = Callable[..., None]
+"""`advance(done, facts="")`: so many are done in all; the facts are shown beside the bar."""
 
 
 @contextmanager

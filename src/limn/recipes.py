@@ -16,8 +16,8 @@ def demo() -> RunConfig:
         test=Path("data/demo/test"),
         model="RN-mini",
         vocab_size=2048,
-        images=ImageConfig(resize=64, crop_min_area=0.5),
-        train=TrainConfig(batch_size=256, epochs=80),
+        images=ImageConfig(resize=64, crop_min_area=0.4),
+        train=TrainConfig(batch_size=256, epochs=48.0),
         optim=OptimConfig(lr=2e-3),
     )
 
@@ -30,7 +30,7 @@ def digits() -> RunConfig:
         model="RN-nano",
         vocab_size=600,
         images=ImageConfig(resize=32),
-        train=TrainConfig(batch_size=128, epochs=8),
+        train=TrainConfig(batch_size=128, epochs=8.0),
         optim=OptimConfig(lr=2e-3),
     )
 
@@ -41,7 +41,7 @@ def small() -> RunConfig:
         model="RN-small",
         vocab_size=8192,
         images=ImageConfig(resize=112, crop_min_area=0.5),
-        train=TrainConfig(batch_size=256, epochs=30),
+        train=TrainConfig(batch_size=256, epochs=30.0),
         optim=OptimConfig(lr=1e-3),
     )
 

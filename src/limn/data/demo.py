@@ -1,7 +1,8 @@
 """The demo's pairs: pictures that people drew and described, fetched by name, or handwritten digits without a network.
 
-emoji   three artists drew the same 1,906 things. OpenMoji and Noto are for training, less 150 concepts that are held
-        out; Twemoji, a style that the model never sees, is the test. Names and tags are OpenMoji's.
+emoji   three artists drew the same 1,906 things. OpenMoji (in colour and as line drawings) and Noto are for training,
+        less 150 concepts that are held out; Twemoji, a style that the model never sees, is the test. Names and tags
+        are OpenMoji's.
 digits  scikit-learn's 1,797 handwritten digits; a fifth of them is the test.
 """
 
@@ -110,7 +111,7 @@ def _emoji_origin() -> dict[str, Any]:
 def _write_emoji(folder: Path, origin: dict[str, Any], say: Say) -> None:
     archives = {package.name: _fetch(package, folder / "npm", say) for package in (OPENMOJI, NOTO, TWEMOJI)}
     say("Drawing OpenMoji's SVGs and reading the two PNG sets ...")
-    concepts, openmoji = _read_openmoji(archives[OPENMOJI.name])
+    concepts, coloured, lines = _read_openmoji(archives[OPENMOJI.name])
     noto = _read_pngs(archives[NOTO.name], "package/img/google/64/")
     twemoji = _read_pngs(archives[TWEMOJI.name], "package/img/twitter/64/")
     tested = [concept for concept in concepts if concept.code in twemoji]
@@ -121,13 +122,13 @@ def _write_emoji(folder: Path, origin: dict[str, Any], say: Say) -> None:
         _emoji_sample(concept, style, pictures[concept.code], captions=concept.captions(rng, CAPTIONS))
         for concept in concepts
         if concept.code not in held_out
-        for style, pictures in ((OPENMOJI.artist, openmoji), (NOTO.artist, noto))
+        for style, pictures in (("OpenMoji", coloured), ("OpenMoji line drawing", lines), ("Noto Emoji", noto))
         if concept.code in pictures
     ]
     test = [
         _emoji_sample(
             concept,
-            TWEMOJI.artist,
+            "Twemoji",
             twemoji[concept.code],
             captions=(concept.name,),
             label=label,
@@ -231,15 +232,15 @@ def _code(name: str) -> str:
     return "-".join(point for point in name.upper().split("-") if point != "FE0F")
 
 
-def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, bytes]]:
-    """The concepts without skin-tone variants, in OpenMoji's order, and their pictures as PNG by code."""
+def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, bytes], dict[str, bytes]]:
+    """The concepts without skin-tone variants, in OpenMoji's order; their pictures in colour and as line drawings."""
     try:
         import resvg_py
     except ImportError:
         raise MissingExtra("resvg-py", extra="demo", needed_for="drawing OpenMoji's SVGs") from None
     files = dict(_members(archive, "package/"))
     concepts = []
-    pictures = {}
+    coloured, lines = {}, {}
     for entry in json.loads(files["data/openmoji.json"]):
         code = _code(entry["hexcode"])
         if entry["skintone"] or code in SKIN_TONES:
@@ -254,9 +255,10 @@ def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, bytes]]:
                 subgroup=entry["subgroups"].replace("-", " "),
             )
         )
-        svg = files[f"color/svg/{entry['hexcode']}.svg"].decode()
-        pictures[code] = _png(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)))
-    return concepts, pictures
+        for pictures, kind in ((coloured, "color"), (lines, "black")):
+            svg = files[f"{kind}/svg/{entry['hexcode']}.svg"].decode()
+            pictures[code] = _png(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)))
+    return concepts, coloured, lines
 
 
 def _read_pngs(archive: Path, prefix: str) -> dict[str, bytes]:

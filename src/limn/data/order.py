@@ -35,12 +35,12 @@ def uniform(seed: int, name: str, epoch: int | np.ndarray, index: int | np.ndarr
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         state = np.uint64(seed_for(name, seed))
         for part in (epoch, index):
-            state = _mix(state + np.asarray(part).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        return (_mix(state) >> np.uint64(11)) * 2.0**-53
+            state = _mix(state + np.asarray(part).astype(np.uint64)[()] * np.uint64(0x9E3779B97F4A7C15))
+        return np.asarray((_mix(state) >> np.uint64(11)) * 2.0**-53)
 
 
-def _mix(state: np.ndarray | np.uint64) -> np.ndarray:
-    state = np.asarray(state, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+def _mix(state: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

@@ -27,6 +27,7 @@ class Tokenizer:
     def __init__(self, rules: tokenizers.Tokenizer, *, context_length: int = 77) -> None:
         rules.no_padding()
         rules.no_truncation()
+        rules.encode_special_tokens = True  # a caption that says "[EOS]" is text, not the end of itself
         self.rules = rules
         self.context_length = context_length
         self.cut = 0

@@ -22,7 +22,7 @@ from limn.config import Architecture, ResNetConfig
 from limn.data.decode import centre_crop, decode, shorter_side, to_rgb
 from limn.data.loader import stack
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ModelError
+from limn.errors import DataError, ModelError
 from limn.model.resnet import ResNet
 from limn.model.text import TextEncoder
 from limn.model.vit import ViT
@@ -131,4 +131,10 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
     if isinstance(picture, Image.Image):
         return np.asarray(shorter_side(to_rgb(picture), size))
     path = Path(picture)
-    return decode(path.read_bytes(), size, name=f"The picture {path}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."
+        ) from error
+    return decode(content, size, name=f"The picture {path}")

@@ -107,7 +107,8 @@ def load(path: str | Path) -> CLIP:
     tokenizer = (
         Tokenizer.load(folder / "tokenizer.json", context_length=shape.text.context_length) if has_tokenizer else None
     )
-    model = CLIP(shape, tokenizer)
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten; drawing them is nobody's business
+        model = CLIP(shape, tokenizer)
     load_weights(model, read_tensors(folder / "model.safetensors"), where=str(folder))
     model.fingerprint = _fingerprint(folder, config["architecture"])
     if model.fingerprint != config.get("fingerprint"):

@@ -22,7 +22,7 @@ ZOO: dict[str, Architecture] = {
         image_size=32,
     ),
     "RN-mini": Architecture(  # emoji, logos, icons
-        image=ResNetConfig(layers=(1, 1, 1, 1), width=32, heads=16),
+        image=ResNetConfig(layers=(1, 1, 2), width=32, heads=16),
         text=TextConfig(layers=2, width=128, heads=4, vocab_size=VOCABULARY),
         embed_dim=128,
         image_size=48,

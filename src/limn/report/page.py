@@ -22,7 +22,7 @@ from PIL import Image
 from limn.data.decode import decode
 from limn.data.sources import Pair, Source, held_back_pairs, read_pictures
 from limn.errors import ConfigError
-from limn.evaluate.suite import image_features
+from limn.evaluation.suite import image_features
 from limn.files import write_text
 from limn.model.clip import CLIP
 from limn.model.store import load

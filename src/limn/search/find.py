@@ -7,7 +7,7 @@ import torch
 
 from limn.data.loader import describe_unreadable
 from limn.data.sources import describe, read_pictures
-from limn.evaluate.suite import image_features
+from limn.evaluation.suite import image_features
 from limn.model.clip import CLIP
 from limn.progress import say
 

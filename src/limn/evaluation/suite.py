@@ -16,8 +16,8 @@ from torch import Tensor
 from limn.data.loader import describe_unreadable, read_centre
 from limn.data.sources import Source, held_back_pairs, read_pictures
 from limn.errors import ConfigError, DataError
-from limn.evaluate.metrics import Row, ranks, row
-from limn.evaluate.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier
+from limn.evaluation.metrics import Row, ranks, row
+from limn.evaluation.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier
 from limn.model.clip import CLIP
 from limn.model.store import load
 from limn.progress import say, track

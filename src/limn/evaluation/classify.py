@@ -6,7 +6,7 @@ from pathlib import Path
 
 from limn.data.sources import PICTURES, read_pictures
 from limn.errors import DataError
-from limn.evaluate.zero_shot import ZeroShotClassifier
+from limn.evaluation.zero_shot import ZeroShotClassifier
 from limn.model.store import load
 from limn.progress import say, track
 
@@ -29,7 +29,7 @@ def classify_pictures(
     for path in track(paths, title="Naming pictures", total=len(paths)):
         try:
             names = classifier.predict(path, top=top)[0]
-        except (DataError, OSError) as error:
+        except DataError as error:
             trouble.append(error)
             say(f"Left out: {error}")
         else:

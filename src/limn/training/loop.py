@@ -32,9 +32,9 @@ from limn.model.zoo import create
 from limn.objectives.contrastive import contrastive_loss
 from limn.progress import progress, say
 from limn.run import RunDirectory, to_json, write_json
-from limn.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from limn.train.optimizer import make_optimizer
-from limn.train.schedule import lr_share
+from limn.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from limn.training.optimizer import make_optimizer
+from limn.training.schedule import lr_share
 
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""

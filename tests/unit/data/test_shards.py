@@ -1,0 +1,85 @@
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from limn.data import shards as module
+from limn.data.shards import Sample, is_whole, write_shards
+from limn.data.sources import read_pairs
+from limn.files import sha256_of
+
+
+@pytest.fixture
+def samples(picture: Callable[..., bytes]) -> list[Sample]:
+    return [
+        Sample(
+            picture=picture(seed=i),
+            extension="png",
+            width=40,
+            height=30,
+            captions=(f"one {i}", f"two {i}"),
+            label=i,
+            record={"style": "x"},
+        )
+        for i in range(25)
+    ]
+
+
+def test_written_and_read_again(samples: list[Sample], tmp_path: Path):
+    write_shards(samples, tmp_path / "set", origin={"source": "test"}, per_shard=10)
+    source = read_pairs(tmp_path / "set")
+    assert len(source) == 25 and not source.skipped
+    assert source[12].key == "000012" and source[24].key == "000024"
+    assert source[12].captions == ("one 12", "two 12") and source[12].label == 12
+    assert source[12].read() == samples[12].picture
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["pairs"] == 25 and manifest["fingerprint"] == source.fingerprint
+    assert [shard["pairs"] for shard in manifest["shards"]] == [10, 10, 5]
+
+
+def test_the_layout_is_img2datasets(samples: list[Sample], tmp_path: Path):
+    write_shards(samples, tmp_path / "set", origin={}, per_shard=1000)
+    with tarfile.open(tmp_path / "set" / "00000.tar") as tar:
+        names = tar.getnames()
+        record = json.load(tar.extractfile("00000007.json"))  # type: ignore[arg-type]
+        assert tar.getmember("00000007.json").mode == 0o444
+    assert names[:4] == ["00000000.cls", "00000000.json", "00000000.png", "00000000.txt"]
+    assert record["caption"] == "one 7" and record["status"] == "success" and record["style"] == "x"
+    table = pyarrow.parquet.read_table(tmp_path / "set" / "00000.parquet")
+    assert table.num_rows == 25 and {"caption", "url", "key", "status", "sha256"} <= set(table.column_names)
+    stats = json.loads((tmp_path / "set" / "00000_stats.json").read_text())
+    assert stats["successes"] == stats["count"] == 25 and stats["status_dict"] == {"success": 25}
+
+
+def test_the_same_pairs_give_the_same_bytes(samples: list[Sample], tmp_path: Path):
+    for name in ("one", "two"):
+        write_shards(samples, tmp_path / name, origin={}, per_shard=10)
+    for path in (tmp_path / "one").glob("*.tar"):
+        assert sha256_of(path) == sha256_of(tmp_path / "two" / path.name)
+
+
+def test_is_whole(samples: list[Sample], tmp_path: Path):
+    folder = tmp_path / "set"
+    assert not is_whole(folder, origin={"v": 1})
+    write_shards(samples, folder, origin={"v": 1})
+    assert is_whole(folder, origin={"v": 1}) and not is_whole(folder, origin={"v": 2})
+    content = bytearray((folder / "00000.tar").read_bytes())
+    content[3000] ^= 1
+    (folder / "00000.tar").write_bytes(content)
+    assert not is_whole(folder, origin={"v": 1})
+
+
+def test_a_failure_leaves_what_was_there(samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "set"
+    write_shards(samples, folder, origin={"v": 1})
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(module, "_write_parquet", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_shards(samples[:3], folder, origin={"v": 2})
+    assert is_whole(folder, origin={"v": 1}) and len(read_pairs(folder)) == 25

@@ -1,0 +1,204 @@
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from limn.data.tokenizer import Tokenizer
+from limn.errors import ConfigError, ModelError
+from limn.model.clip import CLIP
+from limn.model.resnet import ResNet
+from limn.model.store import load
+from limn.model.text import TextEncoder
+from limn.model.transformer import attention, attention_reference
+from limn.model.zoo import ZOO, create
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> CLIP:
+    return create("RN-nano", tokenizer=tokenizer).eval()
+
+
+def pixels(number: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_features_of_every_architecture(name: str, tokenizer: Tokenizer, generator: torch.Generator):
+    model = create(name, tokenizer=tokenizer).eval()
+    image, text, scale = model(pixels(3, ZOO[name].image_size, generator), model.tokenize(["a dog", "", "x " * 100]))
+    for features in (image, text):
+        assert features.shape == (3, ZOO[name].embed_dim) and features.dtype == torch.float32
+        assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-6)
+    assert math.isclose(scale.item(), 1 / 0.07, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_equals_the_reference_in_value_and_gradient(causal: bool, generator: torch.Generator):
+    query, key, value = (
+        torch.randn(2, 3, 7, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    )
+    fused = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    plain = attention_reference(query, key, value, causal=causal)
+    assert torch.allclose(fused, plain, atol=1e-12)
+    weights = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(fused, (query, key, value), weights),
+        torch.autograd.grad(plain, (query, key, value), weights),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(attention(query, key, value, causal=causal), plain, atol=1e-12)
+
+
+def test_captions_in_groups_equal_captions_whole_in_value_and_gradient(
+    tokenizer: Tokenizer, generator: torch.Generator
+):
+    shape = ZOO["RN-nano"]
+    text = dataclasses.replace(shape.text, vocab_size=tokenizer.vocab_size, layers=2)
+    with torch.random.fork_rng():
+        encoder = TextEncoder(text, 16, "gelu").double()
+    words = ["a dog", "on", "picture number 12, drawn by hand", "", "the digit three " * 9]
+    tokens = torch.from_numpy(tokenizer([words[i % 5] + " a" * (i % 7) for i in range(50)]))
+    weights = torch.randn(50, 16, generator=generator, dtype=torch.float64)
+    values, gradients = [], []
+    for encode in (encoder.forward, encoder.encode_whole):
+        encoder.zero_grad()
+        out = encode(tokens)
+        (out * weights).sum().backward()
+        values.append(out.detach())
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    # float64: what differs is the order of sums, some 1e-16 a term
+    assert torch.allclose(*values, atol=1e-12)
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*gradients, strict=True))
+
+
+@given(position=st.integers(1, 20), token=st.integers(0, 500))
+@settings(max_examples=20)
+def test_what_follows_the_end_does_not_matter(tokenizer: Tokenizer, position: int, token: int):
+    encoder = create("RN-nano", tokenizer=tokenizer).text.eval()
+    tokens = torch.from_numpy(tokenizer(["a dog on a table"]))
+    changed = tokens.clone()
+    changed[0, int(tokens.argmax()) + position] = token
+    with torch.no_grad():
+        assert torch.equal(encoder.encode_whole(tokens), encoder.encode_whole(changed))
+
+
+def test_the_residual_blocks_start_as_their_shortcuts(model: CLIP):
+    assert isinstance(model.image, ResNet)
+    assert all((block.bn3.weight == 0).all() for block in model.image.blocks)  # type: ignore[union-attr]
+
+
+def test_standard_deviations_of_the_initialisation(tokenizer: Tokenizer):
+    model = create("RN-small", tokenizer=tokenizer)
+    hidden, layers = 256, 4
+    block = model.text.blocks[0]
+    expected = {
+        model.text.token_embedding.weight: 0.02,
+        model.text.positional_embedding: 0.01,
+        model.text.projection.weight: hidden**-0.5,
+        block.attention.in_proj.weight: hidden**-0.5,  # type: ignore[union-attr]
+        block.attention.out_proj.weight: (2 * layers * hidden) ** -0.5,  # type: ignore[union-attr]
+        block.mlp.inwards.weight: (2 * hidden) ** -0.5,  # type: ignore[union-attr]
+        block.mlp.outwards.weight: (2 * layers * hidden) ** -0.5,  # type: ignore[union-attr]
+    }
+    for tensor, std in expected.items():
+        assert tensor.std().item() == pytest.approx(std, rel=0.02)  # over 65,000 numbers: 5 standard errors
+
+
+def test_the_logit_scale_is_clipped_at_100(model: CLIP):
+    with torch.no_grad():
+        model.log_logit_scale.fill_(7.0)
+    model.clip_logit_scale()
+    assert model.logit_scale.item() == pytest.approx(100)
+
+
+def test_the_same_seed_gives_the_same_weights(tokenizer: Tokenizer):
+    one, two, other = (create("ViT-mini", tokenizer=tokenizer, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["text.projection.weight"], other["text.projection.weight"])
+
+
+def test_pictures_paths_and_pixels_give_the_same_features(model: CLIP, picture: Callable[..., bytes], tmp_path: Path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(picture(50, 40))
+    with torch.no_grad():
+        by_path = model.encode_image(str(path))
+        by_picture = model.encode_image([Image.open(path)])
+        uint8 = model.preprocess(path)
+        normalised = (uint8.float() / 255 - model._mean) / model._std
+        assert torch.equal(by_path, by_picture) and torch.equal(by_path, model.encode_image(uint8))
+        assert torch.equal(by_path, model.encode_image(normalised))
+        raw = model.encode_image(uint8, normalize=False)
+        assert torch.allclose(raw / raw.norm(), by_path, atol=1e-6)
+
+
+def test_wrong_pixels_and_a_missing_tokenizer_are_explained(model: CLIP):
+    with pytest.raises(ModelError, match=r"\[batch, 3, 32, 32\]"):
+        model.encode_image(torch.zeros(1, 3, 16, 16))
+    model.tokenizer = None
+    with pytest.raises(ModelError, match=r"limn\.Tokenizer\.load"):
+        model.encode_text("a dog")
+
+
+def test_an_unknown_architecture_suggests_the_near_one():
+    with pytest.raises(ConfigError, match=r"Did you mean RN-mini\?"):
+        create("RN-mimi")
+
+
+def test_saved_and_loaded_it_is_the_same(model: CLIP, tmp_path: Path, generator: torch.Generator):
+    x = pixels(2, 32, generator)
+    with torch.no_grad():
+        before = model.encode_image(x), model.encode_text(["a dog", "☕"])
+        model.save(tmp_path / "model", pairs_seen="12")
+        again = load(tmp_path / "model")
+        assert torch.equal(before[0], again.encode_image(x)) and torch.equal(
+            before[1], again.encode_text(["a dog", "☕"])
+        )
+    assert again.fingerprint == model.fingerprint and again.architecture == model.architecture
+    assert not again.training
+    assert "pairs seen: 12" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_checkpoint_of_another_architecture_lists_what_does_not_fit(
+    model: CLIP, tokenizer: Tokenizer, tmp_path: Path
+):
+    model.save(tmp_path / "nano")
+    create("ViT-mini", tokenizer=tokenizer).save(tmp_path / "vit")
+    (tmp_path / "nano" / "model.safetensors").write_bytes((tmp_path / "vit" / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "nano")
+    for fault in (
+        "image.conv1.weight is missing",
+        "image.class_embedding is unknown",
+        "text.projection.weight has the shape [128, 128], not [64, 64]",
+    ):
+        assert fault in str(caught.value.got)
+
+
+def test_changed_files_are_noticed(model: CLIP, tmp_path: Path):
+    model.save(tmp_path / "model")
+    weights = bytearray((tmp_path / "model" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelError, match="fingerprint"):
+        load(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(weights[:100])
+    with pytest.raises(ModelError, match="whole safetensors"):
+        load(tmp_path / "model")
+
+
+def test_what_is_not_a_model(tmp_path: Path):
+    with pytest.raises(ModelError, match="no such directory"):
+        load(tmp_path / "none")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="another kind of config"):
+        load(tmp_path)

@@ -1,0 +1,51 @@
+"""The whole of limn on real handwriting: does it learn, and is everything there that a person is promised?"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from limn.config import RunConfig
+from limn.demo import run_demo, train_or_continue
+from limn.errors import ConfigError
+from limn.run import RunDirectory
+
+
+def test_it_learns_to_read_digits(digits_run: Path):
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert summary["zero_shot"]["classes"] == 10
+    assert summary["zero_shot"]["top1"] > 0.93  # chance is 0.10; 0.97 to 0.99 over seeds
+    assert summary["train"]["pairs"] == 11520 and summary["train"]["seconds"] > 0
+    losses = [line["loss"] for line in RunDirectory(digits_run).read_metrics()]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_report_is_one_file_with_everything_in_it(digits_run: Path):
+    html = (digits_run / "report.html").read_text()
+    for heading in (
+        "Training",
+        "Pictures and their likeliest names",
+        "Best classes",
+        "Worst classes",
+        "Most confused pairs",
+        "Search",
+        "How to repeat this",
+    ):
+        assert f">{heading}<" in html
+    assert html.count("data:image/webp;base64,") > 60
+    assert not re.search(r'(src|href)="(?!data:)', html) and "<script" not in html
+    assert "95 % interval" in html and "the digit three" in html
+    assert len(html) < 3_000_000
+
+
+def test_a_second_call_measures_again_and_a_changed_one_is_refused(digits_run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(digits_run.parent.parent)
+    before = (digits_run / "model" / "model.safetensors").stat().st_mtime_ns
+    assert run_demo("digits") == Path("runs/digits/report.html")
+    assert (digits_run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    config: RunConfig = RunDirectory(digits_run).read_config()
+    from dataclasses import replace
+
+    with pytest.raises(ConfigError, match="another --out"):
+        train_or_continue(replace(config, seed=5), RunDirectory(digits_run))

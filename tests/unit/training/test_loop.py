@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from limn.training import loop
+from safetensors.torch import load_file, save_file
+
+from limn.config import RunConfig, TrainConfig
+from limn.data.tokenizer import Tokenizer
+from limn.errors import ConfigError, ModelError, TrainingError
+from limn.model.clip import CLIP
+from limn.model.store import load
+from limn.recipes import digits
+from limn.run import RunDirectory, to_json, write_json
+from limn.training.loop import train
+
+
+@pytest.fixture
+def config(folder_of_pairs: Path, tmp_path: Path) -> RunConfig:
+    """Ten steps of five epochs."""
+    return dataclasses.replace(
+        digits(),
+        data=folder_of_pairs,
+        test=folder_of_pairs,
+        out=tmp_path / "run",
+        train=TrainConfig(batch_size=20, epochs=5.0, precision="fp32"),
+    )
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send Ctrl-C in the middle of a step."""
+    plain, done = loop.train_step, 0
+
+    def step(*args: object, **settings: object) -> dict[str, float]:
+        nonlocal done
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(*args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_step", step)
+
+
+def test_a_run_directory(config: RunConfig):
+    run = RunDirectory(train(config))
+    assert run.read_config() == config
+    assert [line["step"] for line in run.read_metrics()] == [10]
+    (line,) = run.read_metrics()
+    assert {
+        "loss",
+        "accuracy",
+        "grad_norm",
+        "grad_norm_image",
+        "grad_norm_text",
+        "logit_scale",
+        "lr",
+        "pairs_per_second",
+    } <= set(line)
+    assert line["pairs"] == 200 and line["batch"] == 20
+    data = json.loads(run.data.read_text())
+    assert data["pairs"] == 40 and data["unreadable"] == {} and len(data["fingerprint"]) == 64
+    assert list(run.tensorboard.iterdir())
+    environment = json.loads((run.path / "env.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert load(run.path).fingerprint
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_stopped_and_continued_run_ends_with_the_same_bits(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
+):
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    whole = load_file(train(dataclasses.replace(config, out=tmp_path / "whole")) / "model" / "model.safetensors")
+    for stop in (3, 4):
+        stop_after(stop, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume=stop > 3)
+        monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-00000003.safetensors",
+        "step-00000007.safetensors",
+    ]
+    parts = load_file(train(config, resume=True) / "model" / "model.safetensors")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [line["step"] for line in RunDirectory(tmp_path / "run").read_metrics()] == [10]
+
+
+def test_signals_are_given_back(config: RunConfig):
+    before = signal.getsignal(signal.SIGINT)
+    train(config)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_works_outside_the_main_thread(config: RunConfig):
+    done: list[Path] = []
+    thread = threading.Thread(target=lambda: done.append(train(config)))
+    thread.start()
+    thread.join()
+    assert done == [config.out]
+
+
+def test_a_run_is_not_overwritten(config: RunConfig):
+    train(config)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+
+
+def test_other_data_is_refused(config: RunConfig, folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch):
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    (folder_of_pairs / "05.txt").write_text("other words")
+    with pytest.raises(TrainingError, match="fingerprint"):
+        train(config, resume=True)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    with pytest.raises(ModelError, match=r"image\.class_embedding is missing"):
+        train(dataclasses.replace(config, model="ViT-mini"), resume=True)
+
+
+@pytest.mark.parametrize(("tower", "parameter"), [("image", "image.conv2.weight"), ("text", "text.norm.bias")])
+def test_a_non_finite_loss_names_step_and_tower(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tower: str, parameter: str
+):
+    plain, done = loop.train_step, 0
+
+    def spoiled(model: CLIP, *args: object, **settings: object) -> dict[str, float]:
+        nonlocal done
+        done += 1
+        if done == 4:
+            with torch.no_grad():
+                dict(model.named_parameters())[parameter].view(-1)[0] = float("nan")
+        return plain(model, *args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_step", spoiled)
+    with pytest.raises(TrainingError, match=f"step 3 must be finite.*{tower} encoder, parameter") as caught:
+        train(config)
+    assert caught.value.exit_code == 1
+
+
+def test_unreadable_pictures_are_counted_in_the_run(config: RunConfig, folder_of_pairs: Path):
+    (folder_of_pairs / "05.png").write_bytes(b"not a picture")
+    run = RunDirectory(train(config))
+    assert json.loads(run.data.read_text())["unreadable"] == {"05.png": "13 bytes of another format"}
+
+
+def test_captions_over_the_context_are_cut_and_counted(config: RunConfig, folder_of_pairs: Path):
+    (folder_of_pairs / "05.txt").write_text("word " * 200)
+    run = RunDirectory(train(config))
+    assert json.loads(run.data.read_text())["captions_cut"] == 5  # once an epoch
+
+
+def test_pairs_are_kept_back_without_a_test_set(config: RunConfig):
+    run = RunDirectory(train(dataclasses.replace(config, test=None, holdout=0.2)))
+    assert 0 < json.loads(run.data.read_text())["pairs"] < 40
+
+
+def test_a_given_tokenizer_is_used(config: RunConfig, tokenizer: Tokenizer, tmp_path: Path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    model = load(train(dataclasses.replace(config, tokenizer=tmp_path / "tokenizer.json")))
+    assert model.tokenizer is not None and model.tokenizer.to_json() == tokenizer.to_json()
+
+
+FULL_DISK = """
+import resource, sys
+from limn.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_while_saving_loses_nothing(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    stop_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert config.out is not None
+    (before,) = (config.out / "checkpoints").iterdir()
+    content = before.read_bytes()
+    assert len(content) > 400_000
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, "train", "--resume", str(config.out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "must be written whole" in done.stderr and "Traceback" not in done.stderr
+    assert list((config.out / "checkpoints").iterdir()) == [before] and before.read_bytes() == content
+    train(config, resume=True)
+
+
+def test_ctrl_c_on_the_command_line(config: RunConfig, tmp_path: Path):
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=5000.0))
+    assert config.out is not None
+    write_json(config.out / "config.json", to_json(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "limn", "train", "--resume", str(config.out)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not RunDirectory(config.out).read_metrics() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Continue with: limn train --resume" in error and "Traceback" not in error
+    assert len(list((config.out / "checkpoints").glob("*.safetensors"))) == 1
+
+
+def test_checkpoints_hold_everything_by_name(config: RunConfig, tmp_path: Path):
+    checkpoint = load_file(max((train(config) / "checkpoints").iterdir()))
+    kinds = {name.split(".")[0] for name in checkpoint}
+    assert kinds == {"model", "exp_avg", "exp_avg_sq"}
+    assert "model.image.bn1.running_mean" in checkpoint
+    save_file(checkpoint, tmp_path / "copy.safetensors")
+
+
+def test_memory_is_measured():
+    assert 0.05 < loop.peak_memory_gb() < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
