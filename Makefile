@@ -1,5 +1,6 @@
 # The commands of this project. `make help` lists them.
 PYTHON ?= python3
+SOURCE ?= emoji
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -13,14 +14,15 @@ help:  ## list these targets
 setup: $(INSTALLED)  ## make .venv and install limn with everything that the demo and the tests need
 
 $(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "limn needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup  ## train a CLIP on emoji, test it on an art style it never saw, write runs/demo/report.html
-	$(BIN)/limn demo
+	$(BIN)/limn demo --source $(SOURCE)
 
-test: setup  ## run the tests (slow and gpu ones are run by name: pytest -m slow)
+test: setup  ## run the tests (slow ones are run by name: pytest -m slow)
 	$(BIN)/python -m pytest -q --durations=10
 
 lint: setup  ## check format, lint and types
@@ -33,8 +35,8 @@ bench: setup  ## run every benchmark and write what it prints to benchmarks/resu
 	@for file in benchmarks/*.py; do \
 	  echo "== $$file"; $(BIN)/python $$file > benchmarks/results/$$(basename $$file .py).json || exit 1; done
 
-docs: setup  ## rebuild the parts of README.md that are generated from the code
-	$(BIN)/python -m pytest -q tests/contracts --update-snapshots
+docs: setup  ## write the snapshots that the tests compare with anew: help texts, losses
+	$(BIN)/python -m pytest -q tests/contracts/test_cli.py tests/golden --update-snapshots
 
 clean:  ## remove the environment, caches and the demo's data and run
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/demo data/digits runs/demo runs/digits

@@ -5,7 +5,6 @@ Output for machines (`--json`) and results go to standard output, everything els
 """
 
 import dataclasses
-import difflib
 import inspect
 import json
 import sys
@@ -13,7 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from limn.errors import ConfigError, LimnError
+from limn.config import DEFAULT_TEMPLATES
+from limn.errors import ConfigError, LimnError, did_you_mean
+from limn.progress import say
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except LimnError as error:
         print(f"limn: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"limn: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("limn: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -48,12 +52,11 @@ def dispatch(args: list[str]) -> None:
         print("\n".join(f"  limn {name:<16} {summary(VERBS[name])}" for name in group))
         return
     asked = " ".join(args[: 2 if group else 1])
-    near = difflib.get_close_matches(asked, VERBS, n=1, cutoff=0.4)
     raise ConfigError(
         "The command",
         must=f"be one of {', '.join(VERBS)}",
         got=repr(asked),
-        then=f"Did you mean limn {near[0]}?" if near else "See limn --help.",
+        then=did_you_mean(asked, VERBS, "See limn --help."),
     )
 
 
@@ -77,9 +80,10 @@ def from_flags(function: Callable[..., Any], args: list[str], name: str, **optio
     return tyro.cli(function, args=args, prog=f"limn {name}", **options)
 
 
-def say(text: str) -> None:
-    """One line for people."""
-    print(text, file=sys.stderr)
+def check_top(top: int) -> None:
+    """Refuse a number of answers below one."""
+    if top < 1:
+        raise ConfigError("--top", must="be at least 1", got=top, then="Ask for one or more answers.")
 
 
 def print_json(values: Any) -> None:
@@ -161,7 +165,7 @@ def train_verb(args: list[str]) -> None:
     """Train a CLIP: limn train RECIPE [--data PATH], or limn train --resume RUN."""
     from limn.recipes import RECIPES
 
-    if args[:1] == ["--resume"]:
+    if args and args[0].split("=")[0] == "--resume":
         from_flags(resume_run, args, "train")
         return
     if not args or args[0] in ("-h", "--help"):
@@ -172,12 +176,11 @@ def train_verb(args: list[str]) -> None:
         return
     name, *flags = args
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.3)
         raise ConfigError(
             "The recipe",
             must=f"be one of {', '.join(RECIPES)}",
             got=repr(name),
-            then=f"Did you mean {near[0]}?" if near else "See limn train --help.",
+            then=did_you_mean(name, RECIPES, "See limn train --help."),
         )
     from limn.config import RunConfig
 
@@ -240,7 +243,7 @@ def classify_verb(args: list[str]) -> None:
         /,
         *,
         labels: str,
-        template: tuple[str, ...] = ("{}", "a picture of {}."),
+        template: tuple[str, ...] = DEFAULT_TEMPLATES,
         top: int = 5,
         json: bool = False,
     ) -> None:
@@ -248,7 +251,7 @@ def classify_verb(args: list[str]) -> None:
 
         Args:
             model: a model directory or a finished run.
-            pictures: picture files, or folders of them.
+            pictures: picture files, or folders, lists and shards of them.
             labels: the names to choose from, separated by commas.
             template: one or more sentences with {} where the name goes; their features are averaged.
             top: how many names to print for each picture.
@@ -256,6 +259,7 @@ def classify_verb(args: list[str]) -> None:
         """
         from limn.evaluation.classify import classify_pictures
 
+        check_top(top)
         names = [name.strip() for name in labels.split(",") if name.strip()]
         answers = classify_pictures(model, pictures, names, template, top=top)
         if json:
@@ -285,6 +289,7 @@ def search_verb(args: list[str]) -> None:
         from limn.model.store import load
         from limn.search.find import find
 
+        check_top(top)
         hits = find(load(model), folder, text, top=top)
         if json:
             print_json([dataclasses.asdict(hit) for hit in hits])

@@ -15,6 +15,9 @@ from limn.errors import ConfigError
 
 Activation = Literal["gelu", "quick_gelu"]
 
+DEFAULT_TEMPLATES = ("{}", "a picture of {}.")
+"""Prompts for class names that come without templates of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
@@ -100,6 +103,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "lr of optim", "be positive", self.lr, "Recipes use 5e-4 to 3e-3.")
+        check(self.weight_decay >= 0, "weight-decay of optim", "not be negative", self.weight_decay, "The paper: 0.2.")
+        check(self.eps > 0, "eps of optim", "be positive", self.eps, "The paper: 1e-6 for ViTs, 1e-8 for ResNets.")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            check(0 <= beta < 1, f"{name} of optim", "lie in [0, 1)", beta, "The paper: 0.9 and 0.98 or 0.999.")
         check(
             0 <= self.warmup_share < 1,
             "warmup-share of optim",
@@ -131,6 +138,13 @@ class TrainConfig:
             "Contrastive learning needs other captions to tell a picture's own from.",
         )
         check(self.epochs > 0, "epochs of train", "be positive", self.epochs, "Fractions are fine: 0.5.")
+        check(
+            self.checkpoint_minutes > 0,
+            "checkpoint-minutes of train",
+            "be positive",
+            self.checkpoint_minutes,
+            "Fractions are fine: 0.5.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +167,14 @@ class RunConfig:
     holdout: float = 0.05
     """Share of the pairs kept out of training when there is no `test`."""
     cache_mb: int = 2048
-    """Decoded pictures are kept in memory when all of them fit in this much; otherwise each is decoded when due."""
+    """Decoded pictures are kept in memory up to this much; the others are decoded each time they are due."""
     seed: int = 0
     images: ImageConfig
     train: TrainConfig
     optim: OptimConfig
 
     def __post_init__(self) -> None:
+        check(self.cache_mb >= 0, "cache-mb", "not be negative", self.cache_mb, "0 keeps no picture in memory.")
         check(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")
 
 
@@ -169,7 +184,6 @@ class Plan:
 
     steps: int
     warmup_steps: int
-    pairs_per_epoch: int
     total_pairs: int
 
 
@@ -187,7 +201,6 @@ def resolve(config: RunConfig, *, pairs: int) -> Plan:
     return Plan(
         steps=steps,
         warmup_steps=round(config.optim.warmup_share * steps),
-        pairs_per_epoch=pairs,
         total_pairs=steps * batch_size,
     )
 

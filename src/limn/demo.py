@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from limn.config import RunConfig
+from limn.config import DEFAULT_TEMPLATES, RunConfig
 from limn.data.demo import default_folder, write_demo
 from limn.data.sources import Pair, Source, read_pairs
 from limn.data.tokenizer import Tokenizer
 from limn.errors import ConfigError
 from limn.evaluation.classify import classify_pictures
 from limn.evaluation.suite import Evaluation, evaluate_run
-from limn.evaluation.zero_shot import DEFAULT_TEMPLATES
 from limn.files import write_bytes
 from limn.model.store import load
 from limn.progress import say
@@ -24,7 +25,7 @@ from limn.recipes import RECIPES
 from limn.report.page import write_report
 from limn.run import RunDirectory, write_json
 from limn.search.find import find
-from limn.training.loop import train
+from limn.training.loop import train, with_absolute_paths
 
 SENTENCES = {
     "emoji": (
@@ -49,7 +50,7 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
     started = time.monotonic()
     recipe = {"emoji": "demo", "digits": "digits"}[source]
     config = RECIPES[recipe]()
-    config = replace(config, out=out or Path("runs") / recipe)
+    config = with_absolute_paths(replace(config, out=out or Path("runs") / recipe))
     assert config.out is not None and config.test is not None and config.data is not None
     run = RunDirectory(config.out)
 
@@ -57,12 +58,12 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
     write_demo(default_folder(source), source=source)
 
     say("\n2. The tokenizer")
-    if not run.tokenizer.exists():
+    if not run.config.exists():
         Tokenizer.train(read_pairs(config.data).captions(), vocab_size=config.vocab_size).save(run.tokenizer)
-    say(f"{run.tokenizer}: {Tokenizer.load(run.tokenizer).vocab_size} tokens.")
+    say(f"{short(run.tokenizer)}: {Tokenizer.load(run.tokenizer).vocab_size} tokens.")
 
     say("\n3. Training")
-    train_or_continue(config, run)
+    train_or_continue(replace(config, tokenizer=run.tokenizer), run)
 
     say("\n4. Zero-shot evaluation on pictures never seen")
     evaluation = evaluate_run(run.path)[0]
@@ -90,11 +91,22 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
                 if isinstance(value, float)
                 else f"  {part + '.' + name:<26} {value:,}"
             )
-    say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {report} in a browser.\nThen try:")
-    say(f"  limn classify {run.path} {pictures[0]} --labels {shlex.quote(','.join(names[:3]))}")
-    say(f"  limn search {run.path} {run.path / 'pictures'} {shlex.quote(sentences[0])}")
-    say("  limn train small --data A_FOLDER_OF_YOUR_PICTURES_WITH_TXT_FILES_BESIDE_THEM")
+    say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {short(report)} in a browser.\nThen try:")
+    limn, where = command_name(), short(run.path)
+    say(f"  {limn} classify {where} {short(pictures[0])} --labels {shlex.quote(','.join(names[:3]))}")
+    say(f"  {limn} search {where} {where}/pictures {shlex.quote(sentences[0])}")
+    say(f"  {limn} train small --data A_FOLDER_OF_YOUR_PICTURES_WITH_TXT_FILES_BESIDE_THEM")
     return report
+
+
+def command_name() -> str:
+    """What a person types to run limn here: its path when it is not on the PATH."""
+    return "limn" if shutil.which("limn") else short(Path(sys.executable).parent / "limn")
+
+
+def short(path: Path) -> str:
+    """`path` from the current folder, if it is inside."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def train_or_continue(config: RunConfig, run: RunDirectory) -> None:
@@ -102,15 +114,15 @@ def train_or_continue(config: RunConfig, run: RunDirectory) -> None:
     if not run.config.exists():
         train(config)
         return
-    before = run.read_config()
-    if before != config:
+    before, now = (replace(c, data=None, test=None, out=None, tokenizer=None) for c in (run.read_config(), config))
+    if before != now:
         raise ConfigError(
             f"The run {run.path}",
             must="be one of this demo",
             got="a run with other settings",
             then="Choose another --out, or move the folder away.",
         )
-    if (run.model / "config.json").exists():
+    if run.is_finished:
         say(f"{run.path} is trained already; remove the folder to train again.")
     else:
         train(config, resume=True)

@@ -5,7 +5,8 @@ LimnError
 ├── ConfigError     a setting, flag or argument that cannot be used
 ├── DataError       pictures, captions or shards that cannot be used
 ├── ModelError      a model directory, weights or a tokenizer that do not fit
-├── TrainingError   a run that cannot go on (exit code 1, the others 2)
+├── TrainingError   a run that cannot go on (exit code 1)
+├── StorageError    a file that cannot be written: a full disk, say (exit code 1)
 └── MissingExtra    an optional dependency that is not installed
 ```
 
@@ -13,6 +14,8 @@ Every message is one sentence shape, so that people learn to read it: what is wr
 instead, and what to do next.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -44,6 +47,12 @@ class TrainingError(LimnError, RuntimeError):
     exit_code = 1
 
 
+class StorageError(LimnError, OSError):
+    """A file that cannot be written."""
+
+    exit_code = 1
+
+
 class MissingExtra(LimnError, ImportError):
     """An optional dependency that is not installed."""
 
@@ -54,3 +63,9 @@ class MissingExtra(LimnError, ImportError):
             got="no such package",
             then=f"Run: pip install 'limn[{extra}]'",
         )
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The last sentence of an error about an unknown word: the nearest known one, or `otherwise`."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"Did you mean {near[0]}?" if near else otherwise

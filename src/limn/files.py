@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from limn.errors import DataError
+from limn.errors import StorageError
 
 
 @contextmanager
@@ -16,23 +16,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     If anything fails, a full disk say, the temporary file goes away and whatever was at `path` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise DataError(
+        raise StorageError(
             f"The file {path}",
             must="be written whole",
             got=error.strerror or str(error),
             then="Nothing that was there before has changed; make room or choose another folder, then run it again.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is nothing to clean up where no file could be made
+            temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -28,14 +25,17 @@ def progress(title: str, total: int, *, start: int = 0) -> Iterator[Advance]:
     if not sys.stderr.isatty():
         yield _lines(title, total)
         return
-    columns = (
+    # imported here so that the command line's --help does not wait for it
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (  # 80 characters with the facts of training
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
         TextColumn("ETA"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=start, facts="")

@@ -16,9 +16,9 @@ def demo() -> RunConfig:
         test=Path("data/demo/test"),
         model="RN-mini",
         vocab_size=2048,
-        images=ImageConfig(resize=64, crop_min_area=0.4),
-        train=TrainConfig(batch_size=256, epochs=48.0),
-        optim=OptimConfig(lr=2e-3),
+        images=ImageConfig(resize=64, crop_min_area=0.65),
+        train=TrainConfig(batch_size=256, epochs=36.0),
+        optim=OptimConfig(lr=1e-3),
     )
 
 

@@ -162,9 +162,17 @@ class RunDirectory:
         lines = self.metrics.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a trained model here."""
+        return (self.model / "config.json").is_file()
+
     def describe_environment(self) -> None:
-        """Write env.json: what a person needs to know to repeat the run."""
+        """Write env.json, unless it is there: what a person needs to know to repeat the run."""
         import torch
+
+        if (self.path / "env.json").exists():
+            return
 
         write_json(
             self.path / "env.json",
@@ -187,6 +195,7 @@ def _git_revision() -> str | None:
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10, check=True)
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         changes = subprocess.run(
             [*git, "status", "--porcelain", "--", str(here)], capture_output=True, text=True, timeout=10, check=True

@@ -10,7 +10,7 @@ import limn
 from limn.errors import ConfigError, LimnError, MissingExtra
 
 SRC = Path(limn.__file__).parent
-KINDS = {"ConfigError", "DataError", "ModelError", "TrainingError"}
+KINDS = {"ConfigError", "DataError", "ModelError", "StorageError", "TrainingError"}
 CALLS = [
     (path.relative_to(SRC).as_posix(), node)
     for path in sorted(SRC.rglob("*.py"))

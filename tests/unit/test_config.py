@@ -73,6 +73,6 @@ def test_values_that_cannot_work(make):
 def test_resolve():
     config = dataclasses.replace(RECIPES["demo"](), train=TrainConfig(batch_size=32, epochs=2.5))
     plan = resolve(config, pairs=100)
-    assert (plan.steps, plan.total_pairs, plan.pairs_per_epoch) == (8, 256, 100)
+    assert (plan.steps, plan.total_pairs) == (8, 256)
     with pytest.raises(ConfigError, match=r"Lower --train\.batch-size"):
         resolve(config, pairs=31)

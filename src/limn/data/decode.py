@@ -13,10 +13,13 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from limn.errors import DataError
 
 MAX_PIXELS = 100_000_000
+MAX_ASPECT = 16
+"""A longer strip would be blown up to many times the size of other pictures."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 Image.init()  # `formats` knows only the plugins that are loaded
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is not a picture
+warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters raises
 
 
 def decode(content: bytes, resize: int, *, name: str = "picture") -> np.ndarray:
@@ -25,16 +28,17 @@ def decode(content: bytes, resize: int, *, name: str = "picture") -> np.ndarray:
     Raises `DataError` if it cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata; what matters raises
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise _unreadable(name, f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
-            picture.draft("RGB", (2 * resize, 2 * resize))  # large JPEGs are decoded at a fraction of their size
-            return np.asarray(shorter_side(to_rgb(picture), resize))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, DataError):
-            raise
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        short, long = sorted(picture.size)
+        if short * long > MAX_PIXELS:
+            raise _unreadable(name, f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
+        if long > MAX_ASPECT * short:
+            raise _unreadable(name, f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1")
+        picture.draft("RGB", (2 * resize, 2 * resize))  # large JPEGs are decoded at a fraction of their size
+        return np.asarray(shorter_side(to_rgb(picture), resize))
+    except DataError:
+        raise
+    except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
         raise _unreadable(name, _reason(content, error)) from error
 
 

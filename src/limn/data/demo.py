@@ -1,8 +1,8 @@
 """The demo's pairs: pictures that people drew and described, fetched by name, or handwritten digits without a network.
 
-emoji   three artists drew the same 1,906 things. OpenMoji (in colour and as line drawings) and Noto are for training,
-        less 150 concepts that are held out; Twemoji, a style that the model never sees, is the test. Names and tags
-        are OpenMoji's.
+emoji   three artists drew the same 1,906 things. OpenMoji (whole, its lines alone, its coloured areas alone) and Noto
+        are for training, less 150 concepts that are held out; Twemoji, a style that the model never sees, is the test.
+        Names and tags are OpenMoji's.
 digits  scikit-learn's 1,797 handwritten digits; a fifth of them is the test.
 """
 
@@ -15,24 +15,29 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
+from limn.config import DEFAULT_TEMPLATES
 from limn.data.decode import to_rgb
 from limn.data.shards import Sample, is_whole, write_classes, write_shards
 from limn.errors import DataError, MissingExtra
+from limn.progress import say
 
 Say = Callable[[str], None]
 SIZE = 64
 """Pixels on each side of the emoji pictures."""
 HELD_OUT = 150
+LEAST_AREA = 0.02
+"""An OpenMoji drawing whose coloured areas cover less than this share of it is lines alone."""
 CAPTIONS = 8
 """Sentences about each training picture."""
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
-EMOJI_TEMPLATES = ("{}", "a picture of {}.")
 DIGIT_TEMPLATES = ("{}", "the digit {}.", "a handwritten {}.")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -81,12 +86,16 @@ def default_folder(source: Literal["emoji", "digits"]) -> Path:
     return Path("data") / {"emoji": "demo", "digits": "digits"}[source]
 
 
-def write_demo(folder: Path, *, source: Literal["emoji", "digits"], say: Say = print) -> None:
+def write_demo(folder: Path, *, source: Literal["emoji", "digits"], say: Say = say) -> None:
     """Write `folder`/train and `folder`/test, unless they are there, whole and of this version."""
     origin = {"emoji": _emoji_origin, "digits": _digits_origin}[source]()
-    if all(is_whole(folder / part, origin=origin) for part in ("train", "test")):
+    parts = (folder / "train", folder / "test")
+    if (folder / "classnames.txt").is_file() and all(is_whole(part, origin=origin) for part in parts):
         say(f"{folder} is whole: nothing to do.")
         return
+    for module, package in (("pyarrow", "pyarrow"), ("resvg_py", "resvg-py"), ("sklearn", "scikit-learn")):
+        if find_spec(module) is None:  # said before anything is fetched
+            raise MissingExtra(package, extra="demo", needed_for="the demo's pairs")
     if source == "emoji":
         _write_emoji(folder, origin, say)
     else:
@@ -111,7 +120,7 @@ def _emoji_origin() -> dict[str, Any]:
 def _write_emoji(folder: Path, origin: dict[str, Any], say: Say) -> None:
     archives = {package.name: _fetch(package, folder / "npm", say) for package in (OPENMOJI, NOTO, TWEMOJI)}
     say("Drawing OpenMoji's SVGs and reading the two PNG sets ...")
-    concepts, coloured, lines = _read_openmoji(archives[OPENMOJI.name])
+    concepts, openmoji = _read_openmoji(archives[OPENMOJI.name])
     noto = _read_pngs(archives[NOTO.name], "package/img/google/64/")
     twemoji = _read_pngs(archives[TWEMOJI.name], "package/img/twitter/64/")
     tested = [concept for concept in concepts if concept.code in twemoji]
@@ -122,7 +131,7 @@ def _write_emoji(folder: Path, origin: dict[str, Any], say: Say) -> None:
         _emoji_sample(concept, style, pictures[concept.code], captions=concept.captions(rng, CAPTIONS))
         for concept in concepts
         if concept.code not in held_out
-        for style, pictures in (("OpenMoji", coloured), ("OpenMoji line drawing", lines), ("Noto Emoji", noto))
+        for style, pictures in [*openmoji.items(), ("Noto Emoji", noto)]
         if concept.code in pictures
     ]
     test = [
@@ -136,7 +145,7 @@ def _write_emoji(folder: Path, origin: dict[str, Any], say: Say) -> None:
         )
         for label, concept in enumerate(tested)
     ]
-    write_classes(folder, [concept.name for concept in tested], EMOJI_TEMPLATES)
+    write_classes(folder, [concept.name for concept in tested], DEFAULT_TEMPLATES)
     write_shards(train, folder / "train", origin=origin)
     write_shards(test, folder / "test", origin=origin)
 
@@ -193,7 +202,9 @@ def _fetch(package: Package, folder: Path, say: Say) -> Path:
     command = [npm, "pack", f"{package.name}@{package.version}", "--ignore-scripts", "--pack-destination", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        trouble = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        errors = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
+        reasons = [line for line in errors if "complete log" not in line] or [f"exit code {done.returncode}"]
+        trouble = reasons[:3] if done.returncode else []
     except subprocess.TimeoutExpired:
         trouble = ["no answer in ten minutes"]
     if trouble or not archive.is_file():
@@ -232,15 +243,14 @@ def _code(name: str) -> str:
     return "-".join(point for point in name.upper().split("-") if point != "FE0F")
 
 
-def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, bytes], dict[str, bytes]]:
-    """The concepts without skin-tone variants, in OpenMoji's order; their pictures in colour and as line drawings."""
-    try:
-        import resvg_py
-    except ImportError:
-        raise MissingExtra("resvg-py", extra="demo", needed_for="drawing OpenMoji's SVGs") from None
+def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, dict[str, bytes]]]:
+    """The concepts without skin-tone variants, in OpenMoji's order, and their pictures by style and code.
+
+    Each drawing fills its square, as the other artists' do: OpenMoji leaves a margin.
+    """
     files = dict(_members(archive, "package/"))
     concepts = []
-    coloured, lines = {}, {}
+    pictures: dict[str, dict[str, bytes]] = {"OpenMoji": {}, "OpenMoji lines": {}, "OpenMoji areas": {}}
     for entry in json.loads(files["data/openmoji.json"]):
         code = _code(entry["hexcode"])
         if entry["skintone"] or code in SKIN_TONES:
@@ -255,20 +265,54 @@ def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, bytes], dict
                 subgroup=entry["subgroups"].replace("-", " "),
             )
         )
-        for pictures, kind in ((coloured, "color"), (lines, "black")):
-            svg = files[f"{kind}/svg/{entry['hexcode']}.svg"].decode()
-            pictures[code] = _png(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)))
-    return concepts, coloured, lines
+        whole = files[f"color/svg/{entry['hexcode']}.svg"].decode()
+        drawing = _draw(whole)
+        square = _square_around(drawing)
+        pictures["OpenMoji"][code] = _png(drawing.crop(square))
+        lines = _draw(files[f"black/svg/{entry['hexcode']}.svg"].decode())
+        pictures["OpenMoji lines"][code] = _png(lines.crop(square))
+        areas = _draw(_without_lines(whole)).crop(square)
+        if np.mean(np.asarray(areas.getchannel("A")) > 0) > LEAST_AREA:
+            pictures["OpenMoji areas"][code] = _png(areas)
+    return concepts, pictures
+
+
+def _draw(svg: str) -> Image.Image:
+    """An SVG as RGBA pixels, with more of them than are kept."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIZE, height=2 * SIZE))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
+
+
+def _square_around(drawing: Image.Image) -> tuple[int, int, int, int]:
+    """The smallest square, about the same centre, that holds everything that is not transparent."""
+    left, top, right, bottom = drawing.getchannel("A").getbbox() or (0, 0, *drawing.size)
+    side = max(right - left, bottom - top)
+    left, top = (left + right - side) // 2, (top + bottom - side) // 2
+    return left, top, left + side, top + side
+
+
+def _without_lines(svg: str) -> str:
+    """An OpenMoji SVG less its layer of lines: the coloured areas alone."""
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for layer in [child for child in parent if child.get("id", "").startswith("line")]:
+            parent.remove(layer)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _read_pngs(archive: Path, prefix: str) -> dict[str, bytes]:
     """The pictures under `prefix` as opaque PNG, by code."""
-    return {_code(Path(name).stem): _png(content) for name, content in _members(archive, prefix)}
+    return {
+        _code(Path(name).stem): _png(Image.open(io.BytesIO(content))) for name, content in _members(archive, prefix)
+    }
 
 
-def _png(content: bytes) -> bytes:
-    """`content` on white, SIZE pixels square, as PNG."""
-    picture = to_rgb(Image.open(io.BytesIO(content)))
+def _png(picture: Image.Image) -> bytes:
+    """`picture` on white, SIZE pixels square, as PNG."""
+    picture = to_rgb(picture)
     if picture.size != (SIZE, SIZE):
         picture = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -288,10 +332,8 @@ def _digits_origin() -> dict[str, Any]:
 
 
 def _write_digits(folder: Path, origin: dict[str, Any]) -> None:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise MissingExtra("scikit-learn", extra="demo", needed_for="the handwritten digits") from None
+    from sklearn.datasets import load_digits
+
     digits: Any = load_digits()
     samples = []
     for image, label in zip(digits.images, digits.target, strict=True):

@@ -1,7 +1,7 @@
 """A source to batches: `step -> Batch`, a pure function, computed a little ahead of the training step.
 
 ```
-step ─> order.samples ─> pair ─> decode (kept in memory if all fit) ─> random crop ─> pixels uint8[batch 3 size size]
+step ─> order.samples ─> pair ─> decode (kept in memory if it fits) ─> random crop ─> pixels uint8[batch 3 size size]
                            └──> one of its captions ─> tokenizer ───────────────────> tokens int64[batch context]
 ```
 """
@@ -57,9 +57,8 @@ class Loader:
         self.source, self.tokenizer, self.images = source, tokenizer, images
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.unreadable: dict[str, str] = {}
-        # 1.5: pictures are seldom square; their longer side is not bounded by `resize`
-        self._cached = len(source) * images.resize**2 * 3 * 1.5 <= cache_mb * 2**20
         self._cache: dict[int, np.ndarray | None] = {}
+        self._cache_bytes_left = cache_mb * 2**20
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`, counted from 0."""
@@ -105,8 +104,10 @@ class Loader:
             return self._cache[index]
         pair = self.source[index]
         pixels = _decode(pair, self.images.resize, self.unreadable)
-        if self._cached:
+        size = 0 if pixels is None else pixels.nbytes
+        if size <= self._cache_bytes_left:
             self._cache[index] = pixels
+            self._cache_bytes_left -= size
         return pixels
 
 

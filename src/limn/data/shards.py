@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from limn.data.sources import read_pairs
-from limn.errors import DataError, MissingExtra
+from limn.errors import ConfigError, DataError, MissingExtra
 from limn.files import replacing, sha256_of, write_text
 from limn.run import read_json, write_json
 
@@ -47,8 +47,16 @@ def write_shards(samples: Sequence[Sample], folder: Path, *, origin: dict[str, A
 
     `origin` goes into manifest.json: sources, versions, licences.
     """
-    building = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(building, ignore_errors=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+        raise DataError(
+            f"The folder {folder}",
+            must="be new, empty, or one of shards that limn wrote",
+            got="one with other files",
+            then="Choose another folder with --out.",
+        )
+    building, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    for leftover in (building, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir(parents=True)
     shards = []
     for number, start in enumerate(range(0, len(samples), per_shard)):
@@ -62,8 +70,10 @@ def write_shards(samples: Sequence[Sample], folder: Path, *, origin: dict[str, A
         building / "manifest.json",
         {"format": 1, "pairs": len(samples), "fingerprint": fingerprint, "shards": shards, "origin": origin},
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
     building.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_classes(folder: Path, class_names: Sequence[str], templates: Sequence[str]) -> None:
@@ -75,9 +85,10 @@ def write_classes(folder: Path, class_names: Sequence[str], templates: Sequence[
 
 def is_whole(folder: Path, *, origin: dict[str, Any]) -> bool:
     """Whether `folder` holds shards of this `origin`, each with the sha256 that the manifest says."""
-    if not (folder / "manifest.json").exists():
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except ConfigError:  # no manifest, or a damaged one
         return False
-    manifest = read_json(folder / "manifest.json")
     return manifest["origin"] == origin and all(
         (folder / shard["name"]).is_file() and sha256_of(folder / shard["name"]) == shard["sha256"]
         for shard in manifest["shards"]

@@ -17,6 +17,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -76,12 +77,15 @@ class Source:
         for pair in self.pairs:
             yield from pair.captions
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A sha256 over keys, captions, labels and picture sizes, in order."""
+        """A sha256 over keys, captions, labels and picture sizes, in order.
+
+        The pictures' own bytes are not read: another picture of exactly the same size is not noticed.
+        """
         digest = hashlib.sha256()
         for pair in self.pairs:
-            digest.update(json.dumps([pair.key, pair.captions, pair.label, pair.size]).encode())
+            digest.update(json.dumps([pair.key, pair.captions, pair.label, pair.held_out, pair.size]).encode())
         return digest.hexdigest()
 
     def where(self, wanted: Callable[[Pair], bool]) -> "Source":
@@ -117,12 +121,17 @@ def read_pictures(path: str | Path) -> Source:
 def _read(path: Path, *, needs_caption: bool) -> Source:
     if not path.exists():
         raise DataError(
-            f"The data path {path}", must="exist", got="no such file or folder", then="Check the path and its spelling."
+            f"The data path {path}",
+            must="exist",
+            got="no such file or folder",
+            then="Check its spelling; limn data demo writes data/demo, and limn data demo --source digits data/digits.",
         )
     skipped: Counter[str] = Counter()
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
     if shards:
-        found = (pair for shard in shards for pair in _read_shard(shard, skipped))
+        found = _read_shards(shards, skipped)
+        loose = sum(file.suffix.lower() in PICTURES for file in path.iterdir()) if path.is_dir() else 0
+        skipped["picture file beside shards"] += loose
     elif path.is_dir():
         found = _read_folder(path, skipped)
     elif path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
@@ -144,12 +153,18 @@ def _read(path: Path, *, needs_caption: bool) -> Source:
             skipped[f"picture file over {MAX_PICTURE_BYTES >> 20} MiB"] += 1
         else:
             pairs.append(pair)
+    skipped = +skipped  # without the reasons that never came up
     if not pairs:
+        advice = (
+            "Paths are read from the list's own folder; put the list beside the pictures."
+            if path.is_file() and not shards
+            else "Put KEY.txt beside KEY.jpg, or give a list or shards."
+        )
         raise DataError(
             f"The data at {path}",
             must=f"hold pictures ({', '.join(PICTURES)})" + (" with captions" if needs_caption else ""),
             got=f"none, and {describe(skipped)}" if skipped else "none",
-            then="Put KEY.txt beside KEY.jpg, or give a list or shards." if needs_caption else "Check the folder.",
+            then=advice,
         )
     return Source(path=path, pairs=tuple(pairs), skipped=skipped)
 
@@ -180,14 +195,35 @@ def _read_folder(folder: Path, skipped: Counter[str]) -> Iterator[Pair]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in PICTURES or path.name.startswith("."):
             continue
-        if not path.resolve().is_relative_to(folder.resolve()):
-            skipped["link that leads out of the folder"] += 1
+        if not _is_file_in(folder, path):
+            skipped["broken link, or one that leads out of the folder"] += 1
             continue
-        text = path.with_suffix(".txt")
-        captions = _captions(text.read_bytes()[:MAX_TEXT_BYTES]) if text.is_file() else ()
+        texts = (path.with_suffix(suffix) for suffix in (".txt", ".TXT"))
+        text = next((text for text in texts if _is_file_in(folder, text)), None)
         yield Pair(
-            key=path.relative_to(folder).as_posix(), path=path, offset=0, size=path.stat().st_size, captions=captions
+            key=path.relative_to(folder).as_posix(),
+            path=path,
+            offset=0,
+            size=path.stat().st_size,
+            captions=_captions(_read_text(text, skipped)) if text else (),
         )
+
+
+def _is_file_in(folder: Path, path: Path) -> bool:
+    """Whether `path`, links followed, is a file inside `folder`."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL in it, links in a circle
+        return False
+
+
+def _read_text(path: Path, skipped: Counter[str]) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) <= MAX_TEXT_BYTES:
+        return content
+    skipped[f"caption file over {MAX_TEXT_BYTES >> 20} MiB (the pair has no caption)"] += 1
+    return b""
 
 
 # --- a list ----------------------------------------------------------------------------------------------------------
@@ -197,15 +233,19 @@ def _read_list(path: Path, skipped: Counter[str]) -> Iterator[Pair]:
     """The rows of a list, a picture with several rows once, with all of its captions."""
     folder = path.parent.resolve()
     captions_of: dict[Path, list[str]] = {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        for name, caption in _rows(path, file, folder):
-            picture = (folder / name).resolve()
-            if not picture.is_relative_to(folder):
-                skipped["picture outside of the list's folder"] += 1
-            elif not picture.is_file():
-                skipped["picture file missing"] += 1
-            else:
-                captions_of.setdefault(picture, []).extend(_captions(caption.encode()))
+    read = _jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            for name, captions in read(path, file, folder):
+                picture = folder / name
+                if not _is_file_in(folder, picture):
+                    skipped["picture file missing, or outside of the list's folder"] += 1
+                else:
+                    captions_of.setdefault(picture.resolve(), []).extend(_captions(*(c.encode() for c in captions)))
+    except (csv.Error, json.JSONDecodeError) as error:
+        raise DataError(
+            f"The list {path}", must="be readable to its end", got=error, then="Correct that line."
+        ) from error
     for picture, captions in captions_of.items():
         yield Pair(
             key=picture.relative_to(folder).as_posix(),
@@ -216,33 +256,56 @@ def _read_list(path: Path, skipped: Counter[str]) -> Iterator[Pair]:
         )
 
 
-def _rows(path: Path, file: IO[str], folder: Path) -> Iterator[tuple[str, str]]:
-    """(picture path, caption) of each row; delimiter and header are found out."""
-    if path.suffix.lower() == ".jsonl":
-        records = (json.loads(line) for line in file if line.strip())
-        try:
-            first = next(records, {})
-            columns = _columns(path, list(first))
-            for record in [first, *records]:
-                yield str(record.get(columns[0], "")), str(record.get(columns[1], ""))
-        except ValueError as error:
+def _jsonl_rows(path: Path, file: IO[str], _folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(picture path, captions) of each line, which holds a JSON object; a caption may be a list of them."""
+    columns: tuple[str, str] | None = None
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        record = json.loads(line)
+        if not isinstance(record, dict):
             raise DataError(
-                f"The list {path}", must="hold one JSON object a line", got=error, then="Correct that line."
-            ) from error
-        return
+                f"Line {number} of {path}", must="be a JSON object", got=line.strip()[:60], then="Correct that line."
+            )
+        columns = columns or _columns(path, list(record))
+        picture, caption = record.get(columns[0]), record.get(columns[1])
+        several = caption if isinstance(caption, list) else [caption]
+        yield str(picture or ""), [str(one) for one in several if one is not None]
+
+
+def _csv_rows(path: Path, file: IO[str], folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(picture path, captions) of each row; the delimiter and whether there is a header are found out."""
     head = file.readline()
     file.seek(0)
-    delimiter = max("\t,;|", key=head.count)
-    rows = csv.reader(file, delimiter=delimiter)
+    if path.suffix.lower() == ".tsv":  # tabs part the cells and nothing else has a meaning
+        dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    else:
+        dialect = {
+            "delimiter": max(",;\t|", key=lambda sign: _fits(next(csv.reader([head], delimiter=sign), []), folder))
+        }
+    rows = csv.reader(file, **dialect)
     first = next(rows, [])
-    if any(cell and (folder / cell).is_file() for cell in first) and len(first) == 2:  # no header: the order is found
-        picture, caption = (0, 1) if (folder / first[0]).is_file() else (1, 0)
-        yield first[picture], first[caption]
+    if _fits(first, folder) == LIST_WITHOUT_HEADER:
+        picture, caption = (0, 1) if _is_file_in(folder, folder / first[0]) else (1, 0)
+        yield first[picture], [first[caption]]
     else:
         picture, caption = (first.index(name) for name in _columns(path, first))
     for row in rows:
         if row:
-            yield (row[picture], row[caption]) if len(row) > max(picture, caption) else ("", "")
+            yield (row[picture], [row[caption]]) if len(row) > max(picture, caption) else ("", [])
+
+
+LIST_WITH_HEADER, LIST_WITHOUT_HEADER = 1001, 1000
+
+
+def _fits(cells: list[str], folder: Path) -> int:
+    """How well the cells of the first line look like a list's: a header, a picture and its caption, or many cells."""
+    names = {cell.strip().lower() for cell in cells}
+    if names & set(PATH_COLUMNS) and names & set(CAPTION_COLUMNS):
+        return LIST_WITH_HEADER
+    if len(cells) == 2 and any(cell and _is_file_in(folder, folder / cell) for cell in cells):
+        return LIST_WITHOUT_HEADER
+    return len(cells)
 
 
 def _columns(path: Path, columns: list[str]) -> tuple[str, str]:
@@ -263,20 +326,34 @@ def _columns(path: Path, columns: list[str]) -> tuple[str, str]:
     return picture, caption
 
 
-# --- a shard ---------------------------------------------------------------------------------------------------------
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def _read_shards(shards: list[Path], skipped: Counter[str]) -> Iterator[Pair]:
+    """The samples of several tar files; a key that an earlier shard had too gets the shard's name in front."""
+    seen: set[str] = set()
+    for shard in shards:
+        for pair in _read_shard(shard, skipped):
+            unique = pair if pair.key not in seen else replace(pair, key=f"{shard.stem}/{pair.key}")
+            seen.add(unique.key)
+            yield unique
 
 
 def _read_shard(path: Path, skipped: Counter[str]) -> Iterator[Pair]:
-    """The samples of a tar file: members that share the name up to the first dot, as webdataset reads them."""
+    """The samples of a tar file: members whose names agree up to the first dot after the last slash."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, _, extension = PurePosixPath(member.name).name.partition(".")
+                name = PurePosixPath(member.name)
+                stem, _, extension = name.name.partition(".")
+                key, extension = (name.parent / stem).as_posix(), f".{extension.lower()}"
                 if not member.isreg() or member.sparse is not None:
                     skipped["shard member that is not a plain file"] += not member.isdir()
-                elif key:
-                    samples.setdefault(key, {})[f".{extension.lower()}"] = member
+                elif stem and extension in samples.setdefault(key, {}):
+                    skipped["shard member of the same name as another"] += 1
+                elif stem:
+                    samples[key][extension] = member
             for key, members in samples.items():
                 picture = next((members[extension] for extension in PICTURES if extension in members), None)
                 if picture is None:

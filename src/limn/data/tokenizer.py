@@ -39,6 +39,13 @@ class Tokenizer:
                 then="Train one with: limn tokenizer train",
             )
         self.sos, self.eos = rules.token_to_id(SOS), rules.token_to_id(EOS)
+        if self.eos != rules.get_vocab_size() - 1:
+            raise ModelError(
+                "The tokenizer",
+                must=f"give {EOS} the highest id, by which the text encoder finds it",
+                got=f"id {self.eos} of {rules.get_vocab_size()}",
+                then="Train one with: limn tokenizer train",
+            )
 
     @property
     def vocab_size(self) -> int:

@@ -1,14 +1,15 @@
 """Naming a person's own pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limn.data.sources import PICTURES, read_pictures
+from limn.data.sources import PICTURES, Pair, Source, describe, read_pictures
 from limn.errors import DataError
 from limn.evaluation.zero_shot import ZeroShotClassifier
+from limn.model.features import image_features
 from limn.model.store import load
-from limn.progress import say, track
+from limn.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,27 +23,39 @@ class Answer:
 def classify_pictures(
     model: Path, pictures: Sequence[Path], labels: Sequence[str], templates: Sequence[str], *, top: int = 5
 ) -> list[Answer]:
-    """Name `pictures`, files or folders of them. One that cannot be read is said and left out, never the others."""
+    """Name `pictures`: files, or folders, lists and shards of them.
+
+    One that cannot be read is said and left out, never the others. Raises `DataError` if none can be read.
+    """
     classifier = ZeroShotClassifier(load(model), labels, templates)
-    paths = [path for picture in pictures for path in _files(picture)]
-    answers, trouble = [], []
-    for path in track(paths, title="Naming pictures", total=len(paths)):
-        try:
-            names = classifier.predict(path, top=top)[0]
-        except DataError as error:
-            trouble.append(error)
-            say(f"Left out: {error}")
-        else:
-            answers.append(Answer(picture=str(path), names=dict(names)))
-    if trouble and not answers:
+    pairs = [pair for path in pictures for pair in _pictures(path)]
+    if not pairs:
         raise DataError(
             "The pictures to name",
-            must=f"be readable files ({', '.join(PICTURES)}) or folders of them",
-            got=f"{len(trouble)} that cannot be read",
-            then="See the lines above.",
+            must=f"be files ({', '.join(PICTURES)}) or folders of them",
+            got="none that can be read",
+            then="Check the paths.",
         )
-    return answers
+    source = Source(path=pictures[0], pairs=tuple(pairs))
+    kept, features, unreadable = image_features(classifier.model, source)
+    for key, reason in unreadable.items():
+        say(f"Left out: {key}: {reason}")
+    found = classifier.probabilities(features).topk(min(top, len(labels)), dim=1)
+    return [
+        Answer(picture=source[i].key, names={labels[int(k)]: share for k, share in zip(indices, shares, strict=True)})
+        for i, indices, shares in zip(kept, found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
 
 
-def _files(path: Path) -> list[Path]:
-    return [pair.path for pair in read_pictures(path)] if path.is_dir() else [path]
+def _pictures(path: Path) -> list[Pair]:
+    """The pictures at `path`, their keys made to show where they are; none, and a word, if they cannot be read."""
+    if path.suffix.lower() in PICTURES and path.is_file():
+        return [Pair(key=str(path), path=path, offset=0, size=path.stat().st_size)]
+    try:
+        source = read_pictures(path)
+    except DataError as error:
+        say(f"Left out: {error}")
+        return []
+    if source.skipped:
+        say(f"Left out of {path}: {describe(source.skipped)}.")
+    return [replace(pair, key=str(path / pair.key) if path.is_dir() else f"{path}: {pair.key}") for pair in source]

@@ -10,17 +10,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from limn.data.loader import describe_unreadable, read_centre
-from limn.data.sources import Source, held_back_pairs, read_pictures
+from limn.config import DEFAULT_TEMPLATES
+from limn.data.loader import describe_unreadable
+from limn.data.sources import Pair, Source, held_back_pairs, read_pictures
 from limn.errors import ConfigError, DataError
 from limn.evaluation.metrics import Row, ranks, row
-from limn.evaluation.zero_shot import DEFAULT_TEMPLATES, ZeroShotClassifier
+from limn.evaluation.zero_shot import ZeroShotClassifier
 from limn.model.clip import CLIP
+from limn.model.features import image_features
 from limn.model.store import load
-from limn.progress import say, track
+from limn.progress import say
 from limn.run import RunDirectory, write_json
 
 TOP = 5
@@ -49,6 +51,8 @@ class Evaluation:
     task: str
     data: str
     """Where the pictures are."""
+    kept_back: bool
+    """They are those that the run kept back from the training pairs there."""
     rows: list[Row]
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
@@ -69,90 +73,125 @@ def evaluate_run(path: Path, data: Sequence[Path] = ()) -> list[Evaluation]:
     """
     run = RunDirectory(path)
     model = load(path)
-    tasks: list[Path | Source] = list(data)
-    if not tasks:
-        config = run.read_config()
-        own = config.test or held_back_pairs(config)
-        if own is None:
-            raise ConfigError(
-                f"The run {path}", must="have a test set or held-out pairs", got="neither", then="Give --data PATH."
-            )
-        tasks = [own]
-    evaluations = [evaluate_task(model, task) for task in tasks]
-    if run.config.is_file():
+    if data:
+        evaluations = [evaluate_task(model, task) for task in data]
+    elif run.is_finished:
+        evaluations = [evaluate_task(model, own_task(run), kept_back=run.read_config().test is None)]
+    else:
+        raise ConfigError(
+            f"The model {path}, which has no test set of its own,",
+            must="come with pictures to measure it on",
+            got="none",
+            then="Give them with --data PATH.",
+        )
+    if run.is_finished:
         for evaluation in evaluations:
-            write_json(run.evaluations / f"{evaluation.task.replace('/', '-')}.json", asdict(evaluation))
+            name = f"{evaluation.task.replace('/', '-')}-{evaluation.rows[0].data[:8]}.json"
+            write_json(run.evaluations / name, asdict(evaluation))
     return evaluations
 
 
+def own_task(run: RunDirectory) -> Source:
+    """What a run is measured on: its test set, or the pairs that it kept back from training."""
+    config = run.read_config()
+    own = read_pictures(config.test) if config.test is not None else held_back_pairs(config)
+    if own is None:
+        raise ConfigError(
+            f"The run {run.path}",
+            must="have a test set or held-out pairs",
+            got="neither, or too few pairs to keep any back",
+            then="Give --data PATH.",
+        )
+    return own
+
+
 @torch.inference_mode()
-def evaluate_task(model: CLIP, task: str | Path | Source) -> Evaluation:
-    """Everything that can be measured on one task, a path or a source."""
+def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = False) -> Evaluation:
+    """Everything that can be measured on one task, a path or a source.
+
+    Zero-shot accuracy counts the pictures with a label, retrieval those with a caption; the others are counted as
+    skipped. `kept_back` is noted in the result: the pairs are a part of those at the path.
+    """
     source = task if isinstance(task, Source) else read_pictures(task)
     kept, features, unreadable = image_features(model, source)
     if unreadable:
         say(f"Left out of the evaluation: {describe_unreadable(unreadable)}.")
+    skipped = source.skipped + Counter(unreadable.values())
     pairs = [source[i] for i in kept]
-    folder = source.path if source.path.is_dir() else source.path.parent
     about = {
-        "task": "/".join(folder.resolve().parts[-2:]),
+        "task": "/".join(source.path.resolve().with_suffix("").parts[-2:]),
         "model": model.fingerprint or "not saved",
         "data": source.fingerprint,
     }
+    folder = source.path if source.path.is_dir() else source.path.parent
+    class_names = _lines(folder, "classnames.txt")
+    found_templates = _lines(folder, "zeroshot_classification_templates.txt")
+    templates = [line.replace("{c}", "{}") for line in found_templates] or list(DEFAULT_TEMPLATES)
+
     rows: list[Row] = []
-    class_names, templates, predictions = [], [], []
-    if all(pair.label is not None for pair in pairs):
-        class_names = _lines(folder, "classnames.txt")
-    if class_names:
-        found_templates = _lines(folder, "zeroshot_classification_templates.txt")
-        templates = [line.replace("{c}", "{}") for line in found_templates] or list(DEFAULT_TEMPLATES)
+    predictions: list[Prediction] = []
+    labelled = [i for i, pair in enumerate(pairs) if pair.label is not None] if class_names else []
+    captioned = [i for i, pair in enumerate(pairs) if pair.captions]
+    if labelled:
+        skipped["no label (not classified)"] += len(pairs) - len(labelled)
         classifier = ZeroShotClassifier(model, class_names, templates)
-        labels = torch.tensor([pair.label for pair in pairs])
-        if int(labels.max()) >= len(class_names):
-            raise DataError(
-                f"The labels of {folder}",
-                must=f"be below {len(class_names)}, the number of lines of classnames.txt",
-                got=int(labels.max()),
-                then="Labels are counted from 0.",
-            )
-        scores = classifier.scores(features)
-        rank = ranks(scores, is_label(labels, len(class_names)))
-        held_out = torch.tensor([pair.held_out for pair in pairs])
-        rows += [row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
-        if held_out.any():
-            rows += [row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
-        probabilities = classifier.probabilities(features)
-        found = probabilities.topk(min(TOP, len(class_names)), dim=1)
-        right = probabilities[torch.arange(len(labels)), labels]
-        predictions = [
-            Prediction(key=pair.key, label=label, held_out=pair.held_out, top=top, probabilities=shares, right=share)
-            for pair, label, top, shares, share in zip(
-                pairs, labels.tolist(), found.indices.tolist(), found.values.tolist(), right.tolist(), strict=True
-            )
-        ]
-    if all(pair.captions for pair in pairs):
-        rows += retrieval(model, features, [pair.captions for pair in pairs], about)
+        zero_shot_rows, predictions = classify(classifier, features[labelled], [pairs[i] for i in labelled], about)
+        rows += zero_shot_rows
+    if captioned:
+        skipped["no caption (not in the retrieval)"] += len(pairs) - len(captioned)
+        rows += retrieval(model, features[captioned], [pairs[i].captions for i in captioned], about)
     if not rows:
         raise DataError(
             f"The task {source.path}",
             must="have captions, or labels (.cls in shards) and classnames.txt",
-            got="pictures with neither for every one",
+            got=f"{len(pairs)} pictures with neither",
             then="Add KEY.txt beside each picture, or use limn classify to name pictures.",
         )
     return Evaluation(
         task=about["task"],
-        data=str(source.path),
+        data=str(source.path.resolve()),
+        kept_back=kept_back,
         rows=rows,
-        class_names=class_names,
-        templates=templates,
+        class_names=class_names if labelled else [],
+        templates=templates if labelled else [],
         predictions=predictions,
-        skipped=dict(source.skipped + Counter(unreadable.values())),
+        skipped=dict(+skipped),
     )
+
+
+def classify(
+    classifier: ZeroShotClassifier, features: Float[Tensor, "pictures embed"], pairs: list[Pair], about: dict[str, str]
+) -> tuple[list[Row], list[Prediction]]:
+    """Top-1 and top-5 accuracy, over all classes and over those held out of training, and each picture's names."""
+    labels = torch.tensor([pair.label for pair in pairs])
+    classes = len(classifier.class_names)
+    if int(labels.max()) >= classes:
+        raise DataError(
+            "The labels of the pictures",
+            must=f"be below {classes}, the number of lines of classnames.txt",
+            got=int(labels.max()),
+            then="Labels are counted from 0.",
+        )
+    rank = ranks(classifier.scores(features), torch.arange(classes) == labels[:, None])
+    held_out = torch.tensor([pair.held_out for pair in pairs])
+    rows = [row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
+    if held_out.any():
+        rows += [row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
+    probabilities = classifier.probabilities(features)
+    found = probabilities.topk(min(TOP, classes), dim=1)
+    right = probabilities[torch.arange(len(labels)), labels]
+    predictions = [
+        Prediction(key=pair.key, label=label, held_out=pair.held_out, top=top, probabilities=shares, right=share)
+        for pair, label, top, shares, share in zip(
+            pairs, labels.tolist(), found.indices.tolist(), found.values.tolist(), right.tolist(), strict=True
+        )
+    ]
+    return rows, predictions
 
 
 def retrieval(
     model: CLIP,
-    image_features: Float[Tensor, "pictures embed"],
+    picture_features: Float[Tensor, "pictures embed"],
     captions: list[tuple[str, ...]],
     about: dict[str, str],
 ) -> list[Row]:
@@ -162,44 +201,34 @@ def retrieval(
     """
     different = sorted({caption for several in captions for caption in several})
     index = {caption: i for i, caption in enumerate(different)}
-    right: Bool[Tensor, "pictures captions"] = torch.zeros(len(captions), len(different), dtype=torch.bool)
-    for picture, several in enumerate(captions):
-        right[picture, [index[caption] for caption in several]] = True
+    own = [sorted({index[caption] for caption in several}) for several in captions]
     text_features = torch.cat([model.encode_text(different[i : i + 1024]) for i in range(0, len(different), 1024)])
-    scores = image_features @ text_features.T
-    to_image, to_text = ranks(scores.T, right.T), ranks(scores, right)
+    to_text = _ranks_in_chunks(picture_features, text_features, own)
+    pictures_of: list[list[int]] = [[] for _ in different]
+    for picture, mine in enumerate(own):
+        for caption in mine:
+            pictures_of[caption].append(picture)
+    to_image = _ranks_in_chunks(text_features, picture_features, pictures_of)
     return [row(f"retrieval.text_to_image@{k}", to_image, k, **about) for k in RECALLS] + [
         row(f"retrieval.image_to_text@{k}", to_text, k, **about) for k in RECALLS
     ]
 
 
-@torch.inference_mode()
-def image_features(model: CLIP, source: Source) -> tuple[list[int], Float[Tensor, "pictures embed"], dict[str, str]]:
-    """(indices of the readable pictures, their features, reasons for the unreadable ones by key)."""
-    kept: list[int] = []
-    parts: list[Tensor] = []
-    unreadable: dict[str, str] = {}
-    batches = read_centre(source, model.architecture.image_size)
-    for indices, pixels, bad in track(batches, title="Encoding pictures", total=-(-len(source) // 256)):
-        kept += indices
-        parts.append(model.encode_image(pixels))
-        unreadable |= bad
-    if not kept:
-        raise DataError(
-            f"The pictures of {source.path}",
-            must="be readable",
-            got=describe_unreadable(unreadable),
-            then="Check the files.",
-        )
-    return kept, torch.cat(parts), unreadable
-
-
-def is_label(labels: Int[Tensor, " pictures"], classes: int) -> Bool[Tensor, "pictures classes"]:
-    """Which class is right for each picture."""
-    return torch.arange(classes) == labels[:, None]
+def _ranks_in_chunks(
+    queries: Float[Tensor, "queries embed"], candidates: Float[Tensor, "candidates embed"], right: list[list[int]]
+) -> Int[Tensor, " queries"]:
+    """`ranks` of every query's `right` candidates, a thousand queries at a time."""
+    parts = []
+    for start in range(0, len(queries), 1024):
+        scores = queries[start : start + 1024] @ candidates.T
+        is_right = torch.zeros_like(scores, dtype=torch.bool)
+        for query, wanted in zip(is_right, right[start : start + 1024], strict=True):
+            query[wanted] = True
+        parts.append(ranks(scores, is_right))
+    return torch.cat(parts)
 
 
 def _lines(folder: Path, name: str) -> list[str]:
     """The lines of `name` in `folder` or in the folder around it; none if there is no such file."""
     path = next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path else []
+    return path.read_text(encoding="utf-8").rstrip().splitlines() if path else []

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from limn.config import DEFAULT_TEMPLATES
 from limn.errors import ConfigError
 from limn.model.clip import CLIP
 
 if TYPE_CHECKING:
     from limn.model.clip import Picture
 
-DEFAULT_TEMPLATES = ("{}", "a picture of {}.")
 PROMPTS_AT_ONCE = 1024
 
 
@@ -58,7 +58,7 @@ def classifier_weights(
     model: CLIP, class_names: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "classes embed"]:
     """The normalised mean over templates of the normalised prompt features."""
-    prompts = [template.format(name) for name in class_names for template in templates]
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
     features = torch.cat(
         [model.encode_text(prompts[i : i + PROMPTS_AT_ONCE]) for i in range(0, len(prompts), PROMPTS_AT_ONCE)]
     )
@@ -68,7 +68,8 @@ def classifier_weights(
 def _check(class_names: Sequence[str], templates: Sequence[str]) -> None:
     if not class_names:
         raise ConfigError("The class names", must="not be empty", got="none", then='Name two or more: "cat,dog".')
-    twice = [name for name, count in Counter(class_names).items() if count > 1]
+    # the tokenizer lower-cases, so names that differ in case only have the same features
+    twice = [name for name, count in Counter(name.lower() for name in class_names).items() if count > 1]
     if twice:
         raise ConfigError(
             "The class names",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from limn.config import Architecture, ResNetConfig
 from limn.data.decode import centre_crop, decode, shorter_side, to_rgb
 from limn.data.loader import stack
+from limn.data.sources import MAX_PICTURE_BYTES
 from limn.data.tokenizer import Tokenizer
 from limn.errors import DataError, ModelError
 from limn.model.resnet import ResNet
@@ -132,7 +133,8 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
         return np.asarray(shorter_side(to_rgb(picture), size))
     path = Path(picture)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_PICTURE_BYTES)
     except OSError as error:
         raise DataError(
             f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."

@@ -61,6 +61,8 @@ def save(model: CLIP, folder: Path, card: dict[str, Any]) -> None:
     write_bytes(folder / "model.safetensors", weights)
     if model.tokenizer is not None:
         model.tokenizer.save(folder / "tokenizer.json")
+    else:
+        (folder / "tokenizer.json").unlink(missing_ok=True)  # of a model that was here before
     model.fingerprint = _fingerprint(folder, to_json(shape))
     image, text = type(shape.image).__name__.removesuffix("Config"), "causal text transformer"
     parameters = f"{sum(p.numel() for p in model.parameters()):,}"

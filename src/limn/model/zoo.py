@@ -1,13 +1,12 @@
 """Architectures by name, as data, and `create`, which builds one with random weights."""
 
-import difflib
 from dataclasses import replace
 
 import torch
 
 from limn.config import Architecture, ResNetConfig, TextConfig, ViTConfig
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError
+from limn.errors import ConfigError, did_you_mean
 from limn.model.clip import CLIP
 from limn.run import seed_for
 
@@ -51,12 +50,11 @@ ZOO: dict[str, Architecture] = {
 def architecture(name: str) -> Architecture:
     """The architecture called `name`."""
     if name not in ZOO:
-        near = difflib.get_close_matches(name, ZOO, n=1, cutoff=0.3)
         raise ConfigError(
             "The model name",
             must=f"be one of {', '.join(ZOO)}",
             got=repr(name),
-            then=f"Did you mean {near[0]}?" if near else "limn.model.zoo lists them.",
+            then=did_you_mean(name, ZOO, "limn.model.zoo lists them."),
         )
     return ZOO[name]
 
@@ -64,8 +62,9 @@ def architecture(name: str) -> Architecture:
 def create(name: str, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> CLIP:
     """The architecture called `name` with random weights by the paper's initialisation.
 
-    With a `tokenizer` the text encoder has its vocabulary and the model reads sentences. The same seed gives the same
-    weights; torch's global random state is left alone.
+    The model is in inference mode: call `model.train()` before training it. With a `tokenizer` the text encoder has its
+    vocabulary and the model reads sentences. The same seed gives the same weights; torch's global random state is left
+    alone.
     """
     shape = architecture(name)
     if tokenizer is not None:
@@ -73,4 +72,4 @@ def create(name: str, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> C
         shape = replace(shape, text=text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", seed))
-        return CLIP(shape, tokenizer)
+        return CLIP(shape, tokenizer).eval()

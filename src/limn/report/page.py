@@ -20,11 +20,12 @@ from jinja2 import Environment
 from PIL import Image
 
 from limn.data.decode import decode
-from limn.data.sources import Pair, Source, held_back_pairs, read_pictures
-from limn.errors import ConfigError
-from limn.evaluation.suite import image_features
+from limn.data.sources import Pair, Source, read_pictures
+from limn.errors import ConfigError, DataError
+from limn.evaluation.suite import own_task
 from limn.files import write_text
 from limn.model.clip import CLIP
+from limn.model.features import image_features
 from limn.model.store import load
 from limn.run import RunDirectory, read_json
 
@@ -65,17 +66,23 @@ def write_report(path: Path, *, sentences: Sequence[str] = ()) -> Path:
             Curve.of(metrics, "grad_norm", "gradient norm"),
             Curve.of(metrics, "logit_scale", "logit scale"),
         ],
-        tasks=[_task(result, _task_source(result, config), model, sentences) for result in results],
+        tasks=[_task(result, _task_source(result, run), model, sentences) for result in results],
     )
     write_text(run.report, html)
     return run.report
 
 
-def _task_source(result: dict[str, Any], config: Any) -> Source:
-    """The pictures that a result was measured on: the pairs kept back, or those at the path that it names."""
-    kept_back = config.test is None and config.data is not None and result["data"] == str(config.data)
-    source = held_back_pairs(config) if kept_back else None
-    return source or read_pictures(result["data"])
+def _task_source(result: dict[str, Any], run: RunDirectory) -> Source:
+    """The pictures that a result was measured on; they must still be the same."""
+    source = own_task(run) if result["kept_back"] else read_pictures(result["data"])
+    if source.fingerprint != result["rows"][0]["data"]:
+        raise DataError(
+            f"The pictures at {source.path}",
+            must="be those that were measured",
+            got="others",
+            then=f"Run: limn eval {run.path} --data {source.path}",
+        )
+    return source
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -109,8 +116,7 @@ def _task(result: dict[str, Any], source: Source, model: CLIP, sentences: Sequen
     pictures = Pictures(source)
     names, predictions = result["class_names"], result["predictions"]
     shown = random.Random(0).sample(predictions, min(GRID, len(predictions)))
-    ranked = sorted(predictions, key=lambda p: p["right"], reverse=True)
-    worst = [p for p in reversed(ranked) if p["label"] != p["top"][0]][:EXTREMES]
+    ranked = _classes_by_certainty(predictions)
     asked = list(sentences) or _captions(source)
 
     def card(prediction: dict[str, Any]) -> dict[str, Any]:
@@ -132,11 +138,20 @@ def _task(result: dict[str, Any], source: Source, model: CLIP, sentences: Sequen
         "templates": result["templates"],
         "chance": 1 / len(names) if names else None,
         "examples": [card(p) for p in shown],
-        "best": [card(p) for p in ranked[:EXTREMES] if p["label"] == p["top"][0]],
-        "worst": [card(p) for p in worst],
+        "best": [card(p) for p in ranked[:EXTREMES]],
+        "worst": [card(p) for p in ranked[::-1][:EXTREMES]],
         "confused": _confused(predictions, names, pictures),
         "searches": _searches(model, source, asked, pictures),
     }
+
+
+def _classes_by_certainty(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One picture of each class, the class whose right name gets the most probability on average first."""
+    of_class: dict[int, list[dict[str, Any]]] = {}
+    for prediction in predictions:
+        of_class.setdefault(prediction["label"], []).append(prediction)
+    ordered = sorted(of_class.values(), key=lambda several: sum(p["right"] for p in several) / len(several))
+    return [several[0] for several in reversed(ordered)]
 
 
 def _confused(

@@ -7,8 +7,8 @@ import torch
 
 from limn.data.loader import describe_unreadable
 from limn.data.sources import describe, read_pictures
-from limn.evaluation.suite import image_features
 from limn.model.clip import CLIP
+from limn.model.features import image_features
 from limn.progress import say
 
 

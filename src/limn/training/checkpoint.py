@@ -7,7 +7,7 @@ in the file's metadata. There is no random state to keep: every draw is a functi
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from limn.errors import TrainingError
@@ -16,7 +16,7 @@ from limn.model.clip import CLIP
 from limn.model.store import load_weights, read_tensors
 
 KEPT = 2
-"""Checkpoints that stay on the disk: the newest, and one more in case of doubt."""
+"""Checkpoints that stay on the disk: the newest, and one more should that be damaged."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -28,14 +28,23 @@ def save_checkpoint(folder: Path, model: CLIP, optimizer: torch.optim.AdamW, *, 
         tensors |= {f"{moment}.{name}": state[moment].cpu().contiguous() for moment in MOMENTS if moment in state}
     path = folder / f"step-{step:08d}.safetensors"
     write_bytes(path, save(tensors, metadata={"step": str(step), "data": data}))
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+    for old in checkpoints(folder)[KEPT:]:
         old.unlink()
     return path
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, None if there is none."""
-    return max(folder.glob("step-*.safetensors"), default=None)
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the one with the most steps first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a checkpoint is a whole safetensors file."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_checkpoint(path: Path, model: CLIP, optimizer: torch.optim.AdamW, *, data: str) -> int:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,16 +24,16 @@ from torch import Tensor
 
 from limn.config import Plan, RunConfig, resolve
 from limn.data.loader import Batch, Loader, describe_unreadable
-from limn.data.sources import Source, describe, training_pairs
+from limn.data.sources import Source, describe, read_pictures, training_pairs
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, TrainingError
+from limn.errors import ConfigError, StorageError, TrainingError
 from limn.files import write_text
 from limn.model.clip import CLIP
-from limn.model.zoo import create
+from limn.model.zoo import architecture, create
 from limn.objectives.contrastive import contrastive_loss
 from limn.progress import progress, say
 from limn.run import RunDirectory, to_json, write_json
-from limn.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from limn.training.checkpoint import checkpoints, is_readable, load_checkpoint, save_checkpoint
 from limn.training.optimizer import make_optimizer
 from limn.training.schedule import lr_share
 
@@ -53,6 +54,8 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
             got=f"data={config.data}, out={config.out}",
             then="Give --data PATH; the command line sets --out to runs/RECIPE.",
         )
+    config = with_absolute_paths(config)
+    assert config.out is not None
     run = RunDirectory(config.out)
     if run.config.exists() and not resume:
         raise ConfigError(
@@ -64,8 +67,11 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
 
     # --- data ---------------------------------------------------------------------------------------------------------
     source = training_pairs(config)
-    tokenizer = run_tokenizer(config, run, source)
     plan = resolve(config, pairs=len(source))
+    architecture(config.model)  # an unknown name is said before anything is written
+    if config.test is not None:
+        read_pictures(config.test)  # so that a wrong path is not found out after the training
+    tokenizer = run_tokenizer(config, run, source, resume=resume)
     say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
 
     # --- model --------------------------------------------------------------------------------------------------------
@@ -73,8 +79,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
     dtype, reason = choose_precision(config.train.precision, device)
     model = create(config.model, tokenizer=tokenizer, seed=config.seed).to(device).train()
     optimizer = make_optimizer(model, config.optim)
-    checkpoint = newest_checkpoint(run.checkpoints) if resume else None
-    first = load_checkpoint(checkpoint, model, optimizer, data=source.fingerprint) if checkpoint else 0
+    first = continue_from(run, model, optimizer, data=source.fingerprint) if resume else 0
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"{config.model}, {parameters / 1e6:.1f} M parameters, {reason}, {plan.steps} steps from step {first}.")
 
@@ -110,11 +115,12 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
                 pairs = done * config.train.batch_size
                 speed = (done - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
                 advance(done, describe_metrics(metrics, speed))
-                if done % LOG_EVERY == 0 or last:
+                stopping = asked_to_stop()
+                saving = stopping or last or time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
+                if saving or done % LOG_EVERY == 0:
                     so_far = {"step": done, "pairs": pairs, "seconds": seconds, "pairs_per_second": speed}
                     log.write({**so_far, **metrics, "peak_memory_gb": peak_memory_gb()})
-                stopping = asked_to_stop()
-                if stopping or last or time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes:
+                if saving:
                     path = save(done)
                     saved_at = start = time.monotonic()  # time spent writing is not time spent training
                     if stopping and not last:
@@ -138,9 +144,24 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
     return run.path
 
 
-def run_tokenizer(config: RunConfig, run: RunDirectory, source: Source) -> Tokenizer:
-    """The run's tokenizer: the one that is there, the one that the config names, or one trained on the captions."""
-    if run.tokenizer.exists():
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """`config` as a run keeps it: its paths mean the same wherever the next command is run."""
+    paths = {name: getattr(config, name) for name in ("data", "test", "out", "tokenizer")}
+    return replace(config, **{name: path.resolve() for name, path in paths.items() if path is not None})
+
+
+def continue_from(run: RunDirectory, model: CLIP, optimizer: torch.optim.AdamW, *, data: str) -> int:
+    """Load the newest whole checkpoint of a run, if there is one; returns the steps already done."""
+    for checkpoint in checkpoints(run.checkpoints):
+        if is_readable(checkpoint):
+            return load_checkpoint(checkpoint, model, optimizer, data=data)
+        say(f"{checkpoint} is damaged; the one before it is used.")
+    return 0
+
+
+def run_tokenizer(config: RunConfig, run: RunDirectory, source: Source, *, resume: bool) -> Tokenizer:
+    """The run's tokenizer: when resuming the one that is there, else the config's, else one trained on the captions."""
+    if resume and run.tokenizer.exists():
         return Tokenizer.load(run.tokenizer)
     if config.tokenizer is not None:
         tokenizer = Tokenizer.load(config.tokenizer)
@@ -185,7 +206,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norms = {tower: gradient_norm(getattr(model, tower)) for tower in ("image", "text")}
-    if not all(map(math.isfinite, (loss.item(), *norms.values()))):
+    assert model.log_logit_scale.grad is not None
+    if not all(map(math.isfinite, (loss.item(), *norms.values(), model.log_logit_scale.grad.item()))):
         raise TrainingError(
             f"The loss and gradients of step {step}",
             must="be finite",
@@ -216,22 +238,28 @@ def gradient_norm(module: torch.nn.Module) -> float:
 
 
 def blame(model: CLIP, image_features: Tensor, text_features: Tensor) -> str:
-    """Which tower is not finite, and its first parameter whose gradient or value is not."""
-    towers = {"image": image_features, "text": text_features}
-    spoiled = [tower for tower, features in towers.items() if not features.isfinite().all()]
-    for name, parameter in model.named_parameters():
+    """Where the trouble starts: in a parameter, else in a tower's features, else in a gradient."""
+
+    def place(name: str) -> str:
         tower = name.split(".")[0]
-        bad_gradient = parameter.grad is not None and not parameter.grad.isfinite().all()
-        if tower in (spoiled or towers) and (not parameter.isfinite().all() or bad_gradient):
-            return f"first in the {tower} encoder, parameter {name}"
-    return f"in the features of the {' and '.join(spoiled)} encoder" if spoiled else "in the logit scale"
+        return f"the {tower} encoder, {name}" if tower in ("image", "text") else f"the logit scale, {name}"
+
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"first in the weights of {place(name)}"
+    for tower, features in (("image", image_features), ("text", text_features)):
+        if not features.isfinite().all():
+            return f"first in the features of the {tower} encoder"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"first in the gradient of {place(name)}"
+    return "first in the loss itself"
 
 
 def describe_metrics(metrics: dict[str, float], speed: float) -> str:
     """The facts beside the progress bar."""
     return (
-        f"{speed:,.0f} pairs/s  loss {metrics['loss']:.3f}  in-batch accuracy {metrics['accuracy']:.0%}  "
-        f"|g| {metrics['grad_norm']:.2f}"
+        f"{speed:,.0f} pairs/s loss {metrics['loss']:.2f} acc {metrics['accuracy']:.0%} |g| {metrics['grad_norm']:.1f}"
     )
 
 
@@ -247,8 +275,16 @@ class MetricsLog:
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One logged step."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(metrics) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"A line of {self._file.name}",
+                must="be written",
+                got=error.strerror or error,
+                then="Make room; the last checkpoint stays, and limn train --resume continues from it.",
+            ) from error
         for name, value in metrics.items():
             if name != "step":
                 self._board.add_scalar(f"train/{name}", value, metrics["step"])

@@ -1,4 +1,5 @@
 import io
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_exif_orientation_is_applied():
     assert pixels[0].mean() < 20 < 235 < pixels[-1].mean()
 
 
-@given(width=st.integers(1, 90), height=st.integers(1, 90), resize=st.integers(1, 40))
+@given(width=st.integers(6, 90), height=st.integers(6, 90), resize=st.integers(1, 40))
 def test_the_shorter_side_is_exact_and_the_longer_one_in_proportion(width: int, height: int, resize: int):
     pixels = decode(encoded(Image.new("RGB", (width, height))), resize)
     assert min(pixels.shape[:2]) == resize
@@ -98,6 +99,22 @@ def test_what_is_not_a_picture_is_an_error_with_a_reason(content: bytes, reason:
     with pytest.raises(DataError, match="readable picture") as caught:
         decode(content, 32)
     assert reason in str(caught.value.got)
+
+
+def test_a_strip_is_refused_before_it_is_blown_up():
+    with pytest.raises(DataError, match="longer than 16 to 1"):
+        decode(encoded(Image.new("RGB", (4000, 1))), 32)
+
+
+@given(data=st.data())
+def test_damaged_pictures_are_errors_of_limn_or_pictures(data: st.DataObject):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = bytearray(encoded(Image.fromarray(rgb(GREY)), "JPEG", exif=exif))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(DataError):
+        assert decode(bytes(content), 16).shape[2] == 3
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ import pytest
 from limn.data import shards as module
 from limn.data.shards import Sample, is_whole, write_shards
 from limn.data.sources import read_pairs
+from limn.errors import DataError
 from limn.files import sha256_of
 
 
@@ -83,3 +84,11 @@ def test_a_failure_leaves_what_was_there(samples: list[Sample], tmp_path: Path, 
     with pytest.raises(RuntimeError, match="power cut"):
         write_shards(samples[:3], folder, origin={"v": 2})
     assert is_whole(folder, origin={"v": 1}) and len(read_pairs(folder)) == 25
+
+
+def test_folders_of_others_are_left_alone(samples: list[Sample], tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "thesis.txt").write_text("x")
+    with pytest.raises(DataError, match="Choose another folder"):
+        write_shards(samples, tmp_path / "train", origin={})
+    assert (tmp_path / "train" / "thesis.txt").exists()

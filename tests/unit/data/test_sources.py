@@ -37,7 +37,7 @@ def test_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path, picture
     outside.write_bytes(picture())
     (folder_of_pairs / "link.png").symlink_to(outside)
     source = read_pictures(folder_of_pairs)
-    assert len(source) == 40 and source.skipped == {"link that leads out of the folder": 1}
+    assert len(source) == 40 and source.skipped == {"broken link, or one that leads out of the folder": 1}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,7 @@ def test_a_list_stays_in_its_folder(folder_of_pairs: Path, picture: Callable[...
     (folder_of_pairs / "list.csv").write_text("path,caption\n../secret.png,x\ngone.png,x\n00.png,fine\nshort\n")
     source = read_pairs(folder_of_pairs / "list.csv")
     assert len(source) == 1
-    assert source.skipped["picture outside of the list's folder"] == 1
-    assert source.skipped["picture file missing"] == 2
+    assert source.skipped == {"picture file missing, or outside of the list's folder": 3}
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:
@@ -152,3 +151,60 @@ def test_nothing_to_read(tmp_path: Path, name: str):
     (tmp_path / "notes.doc").write_text("x")
     with pytest.raises(DataError, match="must"):
         read_pairs(tmp_path / name)
+
+
+def test_a_tsv_is_parted_by_tabs_alone(folder_of_pairs: Path):
+    rows = ["path\tcaption", '00.png\t"big" dog, small; cat', '01.png\t"unclosed', "02.png\tfine"]
+    (folder_of_pairs / "list.tsv").write_text("\n".join(rows))
+    source = read_pairs(folder_of_pairs / "list.tsv")
+    assert [pair.captions[0] for pair in source] == ['"big" dog, small; cat', '"unclosed', "fine"]
+
+
+def test_signs_in_captions_do_not_decide_the_delimiter(folder_of_pairs: Path):
+    (folder_of_pairs / "list.csv").write_text("00.png;a dog, a cat, and a bird\n01.png;x\n")
+    assert read_pairs(folder_of_pairs / "list.csv")[0].captions == ("a dog, a cat, and a bird",)
+
+
+def test_jsonl_values_of_other_types(folder_of_pairs: Path):
+    records = [
+        {"path": "00.png", "caption": None},
+        {"path": "01.png", "caption": ["a", "b"]},
+        {"path": "\0", "caption": "x"},
+    ]
+    (folder_of_pairs / "list.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    source = read_pairs(folder_of_pairs / "list.jsonl")
+    assert [pair.captions for pair in source] == [("a", "b")] and source.skipped["no caption"] == 1
+    (folder_of_pairs / "list.jsonl").write_text('["00.png", "x"]\n')
+    with pytest.raises(DataError, match="Line 1"):
+        read_pairs(folder_of_pairs / "list.jsonl")
+
+
+def test_caption_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path):
+    (folder_of_pairs.parent / "secret.txt").write_text("secret")
+    (folder_of_pairs / "00.txt").unlink()
+    (folder_of_pairs / "00.txt").symlink_to(folder_of_pairs.parent / "secret.txt")
+    (folder_of_pairs / "circle.png").symlink_to(folder_of_pairs / "circle.png")
+    source = read_pairs(folder_of_pairs)
+    assert len(source) == 39 and "secret" not in set(source.captions())
+
+
+def test_folders_inside_a_shard_and_shards_that_count_anew(tmp_path: Path, picture: Callable[..., bytes]):
+    for name in ("0.tar", "1.tar"):
+        shard(
+            tmp_path / name,
+            {
+                "cats/001.png": picture(seed=1),
+                "cats/001.txt": b"a cat",
+                "dogs/001.png": picture(seed=2),
+                "dogs/001.txt": b"a dog",
+            },
+        )
+    (tmp_path / "loose.png").write_bytes(picture())
+    source = read_pairs(tmp_path)
+    assert [(pair.key, pair.captions[0]) for pair in source] == [
+        ("cats/001", "a cat"),
+        ("dogs/001", "a dog"),
+        ("1/cats/001", "a cat"),
+        ("1/dogs/001", "a dog"),
+    ]
+    assert source.skipped == {"picture file beside shards": 1}

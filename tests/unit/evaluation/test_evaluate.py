@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from limn.data.shards import Sample, write_classes, write_shards
 from limn.data.tokenizer import Tokenizer
@@ -82,23 +81,14 @@ def test_labels_that_cannot_work(model: CLIP, names: list[str], templates: list[
         ZeroShotClassifier(model, names, templates)
 
 
-class Fixed:
-    """Stands for a model whose text features are given by name."""
-
-    def __init__(self, features: dict[str, Tensor]) -> None:
-        self.features = features
-
-    def encode_text(self, texts: list[str]) -> Tensor:
-        return torch.stack([self.features[text] for text in texts])
-
-
-def test_identical_captions_are_right_for_each_of_their_pictures():
+def test_identical_captions_are_right_for_each_of_their_pictures(model: CLIP, monkeypatch: pytest.MonkeyPatch):
     east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    features = {"a plane": east, "a river": north}
+    monkeypatch.setattr(model, "encode_text", lambda texts: torch.stack([features[text] for text in texts]))
     images = torch.stack([east, east, north])
     captions = [("a plane",), ("a plane",), ("a river",)]
-    rows = retrieval.__wrapped__ if hasattr(retrieval, "__wrapped__") else retrieval
-    about = {"task": "t", "model": "m", "data": "d"}
-    found = {r.metric: r for r in rows(Fixed({"a plane": east, "a river": north}), images, captions, about)}  # type: ignore[arg-type]
+    rows = retrieval(model, images, captions, {"task": "t", "model": "m", "data": "d"})
+    found = {row.metric: row for row in rows}
     assert found["retrieval.text_to_image@1"].value == 1.0 and found["retrieval.text_to_image@1"].count == 2
     assert found["retrieval.image_to_text@1"].value == 1.0 and found["retrieval.image_to_text@1"].count == 3
 
@@ -161,7 +151,23 @@ def test_classify_leaves_out_what_it_cannot_read(
     assert len(answers) == 39
     error = capsys.readouterr().err
     assert "03.png" in error and "missing.png" in error
-    with pytest.raises(DataError, match="1 that cannot be read"):
+    with pytest.raises(DataError, match="none that can be read"):
         classify_pictures(tmp_path / "model", [missing], ["dog", "table"], ["{}"])
     with pytest.raises(ModelError):
         classify_pictures(tmp_path / "none", [missing], ["dog", "table"], ["{}"])
+
+
+def test_a_caption_or_a_label_missing_is_a_counted_skip(model: CLIP, folder_of_pairs: Path):
+    (folder_of_pairs / "03.txt").unlink()
+    result = evaluate_task(model, folder_of_pairs)
+    assert result.skipped == {"no caption (not in the retrieval)": 1}
+    assert {r.metric: r.count for r in result.rows}["retrieval.image_to_text@1"] == 39
+
+
+def test_a_template_may_hold_other_braces(model: CLIP):
+    assert ZeroShotClassifier(model, ["dog", "table"], ["a {thing} {}"]).weights.shape == (2, 64)
+
+
+def test_names_that_differ_in_case_only_are_the_same(model: CLIP):
+    with pytest.raises(ConfigError, match="cat more than once"):
+        ZeroShotClassifier(model, ["Cat", "cat"])

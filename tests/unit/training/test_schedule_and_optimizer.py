@@ -14,7 +14,7 @@ from limn.training.schedule import lr_share
 
 @given(steps=st.integers(2, 400), share=st.floats(0, 0.9))
 def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_nothing(steps: int, share: float):
-    plan = Plan(steps=steps, warmup_steps=round(share * steps), pairs_per_epoch=1, total_pairs=1)
+    plan = Plan(steps=steps, warmup_steps=round(share * steps), total_pairs=1)
     rates = [lr_share(step, plan) for step in range(steps)]
     warm = plan.warmup_steps
     assert all(0 < rate <= 1 for rate in rates)
