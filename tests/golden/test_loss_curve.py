@@ -25,6 +25,7 @@ def test_the_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request
     config = dataclasses.replace(
         digits(),
         data=tmp_path / "train",
+        test=tmp_path / "test",
         out=tmp_path / "run",
         train=TrainConfig(batch_size=64, epochs=640 / 1438, precision="fp32"),
     )
