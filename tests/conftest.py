@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from limn.data.tokenizer import Tokenizer
@@ -15,6 +16,8 @@ from limn.demo import run_demo
 
 os.environ["COLUMNS"] = "100"  # help texts wrap at a fixed width
 os.environ["NO_COLOR"] = "1"
+settings.register_profile("limn", deadline=None, derandomize=True)  # a busy machine does not fail a test
+settings.load_profile("limn")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
