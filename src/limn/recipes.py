@@ -23,7 +23,7 @@ def demo() -> RunConfig:
 
 
 def digits() -> RunConfig:
-    """Handwritten digits without a network: `limn train digits`. Half a minute on two cores, 98 % top-1 of 10."""
+    """Handwritten digits without a network: `limn train digits`. Seconds on two cores, 98 % top-1 of 10."""
     return RunConfig(
         data=Path("data/digits/train"),
         test=Path("data/digits/test"),

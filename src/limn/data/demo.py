@@ -93,7 +93,8 @@ def write_demo(folder: Path, *, source: Literal["emoji", "digits"], say: Say = s
     if (folder / "classnames.txt").is_file() and all(is_whole(part, origin=origin) for part in parts):
         say(f"{folder} is whole: nothing to do.")
         return
-    for module, package in (("pyarrow", "pyarrow"), ("resvg_py", "resvg-py"), ("sklearn", "scikit-learn")):
+    reader = {"emoji": ("resvg_py", "resvg-py"), "digits": ("sklearn", "scikit-learn")}[source]
+    for module, package in (("pyarrow", "pyarrow"), reader):
         if find_spec(module) is None:  # said before anything is fetched
             raise MissingExtra(package, extra="demo", needed_for="the demo's pairs")
     if source == "emoji":
