@@ -4,8 +4,9 @@ SOURCE ?= emoji
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .peers
 
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup demo test lint peers parity bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -30,14 +31,31 @@ lint: setup  ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: setup  ## run every benchmark and write what it prints to benchmarks/results
+peers: $(PEERS)/.installed  ## make .peers: limn beside open_clip, to compare with
+
+# torchvision comes for open_clip's sake; beside a torch without CUDA its compiled operators do not load, and only the
+# registration of their stand-ins fails: nothing that open_clip calls.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	@$(PEERS)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check open_clip_torch==3.3.0 timm==1.0.31
+	@$(PEERS)/bin/python -W ignore -c 'import torchvision' 2> /dev/null \
+	  || : > $$(echo $(PEERS)/lib/python3*/site-packages/torchvision)/_meta_registrations.py
+	$(PEERS)/bin/python -W ignore -c 'import open_clip'
+	touch $@
+
+parity: peers  ## compare features with transformers and open_clip, both ways, and write benchmarks/results/parity.json
+	$(PEERS)/bin/python -m pytest -q tests/parity --parity-table benchmarks/results/parity.json $(UPDATE)
+
+bench: peers  ## run every benchmark and write what it prints to benchmarks/results
 	@mkdir -p benchmarks/results
 	@for file in benchmarks/*.py; do \
-	  echo "== $$file"; $(BIN)/python $$file > benchmarks/results/$$(basename $$file .py).json || exit 1; done
+	  echo "== $$file"; $(PEERS)/bin/python $$file > benchmarks/results/$$(basename $$file .py).json || exit 1; done
 
 docs: setup  ## write the snapshots that the tests compare with anew: help texts, losses
 	$(BIN)/python -m pytest -q tests/contracts/test_cli.py tests/golden --update-snapshots
 
 clean:  ## remove the environment, caches and the demo's data and run
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/demo data/digits runs/demo runs/digits
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .hypothesis data/demo data/digits runs/demo runs/digits
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

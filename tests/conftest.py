@@ -22,6 +22,7 @@ settings.load_profile("limn")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-snapshots", action="store_true", help="write what the contracts compare with anew")
+    parser.addoption("--parity-table", metavar="FILE", help="write the differences that tests/parity measure as JSON")
 
 
 @pytest.fixture(autouse=True)

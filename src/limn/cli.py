@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from limn.config import DEFAULT_TEMPLATES
-from limn.errors import ConfigError, LimnError, did_you_mean
-from limn.progress import say
+from limn.errors import ConfigError, LimnError, ReproductionError, did_you_mean
+from limn.progress import say, track
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -303,6 +303,131 @@ def search_verb(args: list[str]) -> None:
     from_flags(search, args, "search")
 
 
+def models_verb(args: list[str]) -> None:
+    """List the architectures: parameters, work, resolution, memory."""
+
+    def models(json: bool = False) -> None:
+        """List the architectures that limn creates by name. GFLOPs are 2 x MAC, captions 77 tokens.
+
+        Args:
+            json: print JSON.
+        """
+        from limn.model.size import size_of
+        from limn.model.zoo import ZOO
+
+        sizes = {name: size_of(shape) for name, shape in track(ZOO.items(), title="Counting", total=len(ZOO))}
+        if json:
+            print_json({name: {"parameters": s.parameters, **dataclasses.asdict(s)} for name, s in sizes.items()})
+            return
+        print_table(
+            (
+                "\nmodel",
+                "\nparameters",
+                "image\nM",
+                "text\nM",
+                "image\nGFLOPs",
+                "text\nGFLOPs",
+                "\npixels",
+                "\nembed",
+                "float32\nMB",
+            ),
+            [
+                (
+                    name,
+                    f"{s.parameters:,}",
+                    f"{s.image_parameters / 1e6:.1f}",
+                    f"{s.text_parameters / 1e6:.1f}",
+                    f"{s.image_gflops:.2f}",
+                    f"{s.text_gflops:.2f}",
+                    str(s.image_size),
+                    str(s.embed_dim),
+                    f"{s.weight_mb:,.0f}",
+                )
+                for name, s in sizes.items()
+            ],
+        )
+
+    from_flags(models, args, "models")
+
+
+def convert_verb(args: list[str]) -> None:
+    """Make a model directory for limn, transformers and open_clip: limn convert MODEL OUT."""
+
+    def convert(
+        model: str,
+        out: Path,
+        /,
+        *,
+        activation: Literal["gelu", "quick_gelu"] | None = None,
+        image_size: int | None = None,
+        onnx: bool = False,
+        int8: bool = False,
+        allow_pickle: bool = False,
+        trust: bool = False,
+    ) -> None:
+        """Read anybody's CLIP and write the directory that limn, transformers and open_clip read.
+
+        Args:
+            model: a directory of limn, transformers or open_clip, a run, a weight file of OpenAI or open_clip, or
+                hf-hub:org/name.
+            out: the directory to write.
+            activation: of a weight file that does not say: quick_gelu for OpenAI's own weights.
+            image_size: resize the position embeddings for pictures of this many pixels.
+            onnx: write OUT/onnx/vision_model.onnx and text_model.onnx too, compared with the model as they are written.
+            int8: write them quantised to 8 bits as well; smaller and approximate: measure before you rely on it.
+            allow_pickle: read .pt, .pth and .bin files, by torch's restricted unpickler.
+            trust: open a TorchScript archive that is none of OpenAI's nine.
+        """
+        from limn.model.store import load
+
+        loaded = load(model, image_size=image_size, activation=activation, allow_pickle=allow_pickle, trust=trust)
+        loaded.save(out, converted_from=model)
+        say(f"Wrote {out}, fingerprint {loaded.fingerprint[:12]}. Check it anywhere with: limn doctor {out}")
+        if onnx or int8:
+            from limn.model.onnx import export
+
+            print_table(
+                ("file", "MB", "cosine to torch, at least", "largest difference"),
+                [
+                    (str(e.file), f"{e.bytes / 1e6:.1f}", f"{e.cosine:.6f}", f"{e.max_abs_difference:.1e}")
+                    for e in export(loaded, out, int8=int8)
+                ],
+            )
+
+    from_flags(convert, args, "convert")
+
+
+def doctor_verb(args: list[str]) -> None:
+    """Say whether this machine gives the numbers that a model gave where it was saved."""
+
+    def doctor(model: str, /, *, json: bool = False) -> None:
+        """Replay the golden vectors stored with a model: preprocessing, tokens, features of both encoders.
+
+        Args:
+            model: a model directory or a finished run.
+            json: print JSON.
+        """
+        from limn.model.doctor import examine
+
+        checks = examine(model)
+        if json:
+            print_json([dataclasses.asdict(check) for check in checks])
+        else:
+            print_table(
+                ("check", "wanted", "got", ""),
+                [(c.what, c.wanted, c.got, "fine" if c.fine else "NOT REPRODUCED") for c in checks],
+            )
+        if not all(check.fine for check in checks):
+            raise ReproductionError(
+                f"The features of {model} on this machine",
+                must="be those that it gave where it was saved",
+                got=f"{sum(not check.fine for check in checks)} checks that differ",
+                then="Compare the versions of torch and Pillow; numbers of the two machines must not be mixed.",
+            )
+
+    from_flags(doctor, args, "doctor")
+
+
 def report_verb(args: list[str]) -> None:
     """Write RUN/report.html from what the run and limn eval left there."""
 
@@ -328,4 +453,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "classify": classify_verb,
     "search": search_verb,
     "report": report_verb,
+    "models": models_verb,
+    "convert": convert_verb,
+    "doctor": doctor_verb,
 }

@@ -7,6 +7,7 @@ LimnError
 ├── ModelError      a model directory, weights or a tokenizer that do not fit
 ├── TrainingError   a run that cannot go on (exit code 1)
 ├── StorageError    a file that cannot be written: a full disk, say (exit code 1)
+├── ReproductionError  a machine that gives other numbers than the one before (exit code 1)
 └── MissingExtra    an optional dependency that is not installed
 ```
 
@@ -49,6 +50,12 @@ class TrainingError(LimnError, RuntimeError):
 
 class StorageError(LimnError, OSError):
     """A file that cannot be written."""
+
+    exit_code = 1
+
+
+class ReproductionError(LimnError, RuntimeError):
+    """A machine that gives other numbers than the one before."""
 
     exit_code = 1
 

@@ -1,7 +1,8 @@
 """Encoded bytes to pixels: `bytes -> decode -> uint8[height width 3] -> crop -> uint8[size size 3]`.
 
 Any format becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit scaled down, CMYK and
-palettes converted. The header is checked before anything is decoded.
+palettes converted. The header is checked before anything is decoded. Then the shorter side is resized by Pillow's
+bicubic filter and the central square kept, as OpenAI's and open_clip's preprocessing does.
 """
 
 import io
@@ -22,11 +23,17 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is not a picture
 warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters raises
 
 
-def decode(content: bytes, resize: int, *, name: str = "picture") -> np.ndarray:
+def decode(content: bytes, resize: int, *, name: str = "picture", draft: bool = False) -> np.ndarray:
     """The picture in `content` as uint8[height width 3], its shorter side `resize` pixels long (bicubic).
 
+    `draft` decodes JPEGs of more than twice that size at a fraction of it: faster, and some values differ a little.
     Raises `DataError` if it cannot be decoded.
     """
+    return np.asarray(shorter_side(open_rgb(content, draft=2 * resize if draft else None, name=name), resize))
+
+
+def open_rgb(content: bytes, *, draft: int | None, name: str = "picture") -> Image.Image:
+    """The picture in `content`, upright, opaque, in RGB; with `draft` a JPEG's sides may be as small as that."""
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
         short, long = sorted(picture.size)
@@ -34,8 +41,9 @@ def decode(content: bytes, resize: int, *, name: str = "picture") -> np.ndarray:
             raise _unreadable(name, f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
         if long > MAX_ASPECT * short:
             raise _unreadable(name, f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1")
-        picture.draft("RGB", (2 * resize, 2 * resize))  # large JPEGs are decoded at a fraction of their size
-        return np.asarray(shorter_side(to_rgb(picture), resize))
+        if draft is not None:
+            picture.draft("RGB", (draft, draft))
+        return to_rgb(picture)
     except DataError:
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
@@ -74,9 +82,28 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def shorter_side(picture: Image.Image, length: int) -> Image.Image:
     """`picture` with its shorter side `length` pixels long, the longer one rounded down as OpenAI's preprocessing."""
-    width, height = picture.size
-    size = (length, length * height // width) if width <= height else (length * width // height, length)
+    size = _shorter(picture, length)
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def shorter_side_fast(picture: Image.Image, length: int) -> np.ndarray:
+    """`shorter_side` with torch's vectorised filter where it shrinks: several times faster, at most 1 of 255 apart.
+
+    Two of 255 on white noise, and where it would enlarge, which is quick anyway and left to Pillow.
+    """
+    import torch  # decoding alone does not need it
+
+    size = _shorter(picture, length)
+    if min(picture.size) <= length:
+        return np.asarray(shorter_side(picture, length))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # channels last, as the fast kernel wants them
+    resized = torch.nn.functional.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _shorter(picture: Image.Image, length: int) -> tuple[int, int]:
+    width, height = picture.size
+    return (length, length * height // width) if width <= height else (length * width // height, length)
 
 
 def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -103,7 +103,7 @@ class Loader:
         if index in self._cache:
             return self._cache[index]
         pair = self.source[index]
-        pixels = _decode(pair, self.images.resize, self.unreadable)
+        pixels = _decode(pair, self.images.resize, self.unreadable, draft=True)
         size = 0 if pixels is None else pixels.nbytes
         if size <= self._cache_bytes_left:
             self._cache[index] = pixels
@@ -123,7 +123,7 @@ def read_centre(
         for start in starts:
             indices = range(start, min(start + batch_size, len(source)))
             unreadable: dict[str, str] = {}
-            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad), indices)
+            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad, draft=False), indices)
             kept = [(i, centre_crop(p, image_size)) for i, p in zip(indices, decoded, strict=True) if p is not None]
             pixels = stack([p for _, p in kept]) if kept else torch.empty(0, 3, image_size, image_size).byte()
             yield [i for i, _ in kept], pixels, unreadable
@@ -142,9 +142,9 @@ def describe_unreadable(unreadable: dict[str, str]) -> str:
     return f"{len(unreadable)} unreadable ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})"
 
 
-def _decode(pair: Pair, resize: int, unreadable: dict[str, str]) -> np.ndarray | None:
+def _decode(pair: Pair, resize: int, unreadable: dict[str, str], *, draft: bool) -> np.ndarray | None:
     try:
-        return decode(pair.read(), resize, name=f"The picture {pair.key}")
+        return decode(pair.read(), resize, name=f"The picture {pair.key}", draft=draft)
     except DataError as error:
         unreadable[pair.key] = str(error.got)
     except OSError as error:

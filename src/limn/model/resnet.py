@@ -59,13 +59,28 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch hidden rows columns"]) -> Float[Tensor, "batch embed"]:
         """The embedding of each grid."""
+        x = self.embed(x)
+        return self.c_proj(self.attend(x[:, :1], x)[:, 0])
+
+    def attend_whole(self, x: Float[Tensor, "batch hidden rows columns"]) -> Float[Tensor, "batch embed"]:
+        """The readable reference: every position asks, then the mean's answer is read."""
+        x = self.embed(x)
+        return self.c_proj(self.attend(x, x))[:, 0]
+
+    def embed(self, x: Float[Tensor, "batch hidden rows columns"]) -> Float[Tensor, "batch tokens hidden"]:
+        """The mean of the grid in front of it, positions added."""
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+        return torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+
+    def attend(
+        self, asking: Float[Tensor, "batch queries hidden"], x: Float[Tensor, "batch tokens hidden"]
+    ) -> Float[Tensor, "batch queries hidden"]:
+        """What the heads gather for each query."""
         query, key, value = (
             linear(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for linear, tokens in ((self.q_proj, x[:, :1]), (self.k_proj, x), (self.v_proj, x))
+            for linear, tokens in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
-        return self.c_proj(attention(query, key, value).transpose(1, 2).flatten(1))
+        return attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class ResNet(nn.Module):
@@ -88,8 +103,19 @@ class ResNet(nn.Module):
                 stages.append(Bottleneck(channels, inside, stride=2 if stage > 0 and block == 0 else 1))
                 channels = EXPANSION * inside
         self.blocks = nn.Sequential(*stages)
-        side = image_size // (4 * 2 ** (len(config.layers) - 1))
+        self.stride = 4 * 2 ** (len(config.layers) - 1)  # pixels between positions of the last grid
+        side = image_size // self.stride
         self.attention_pool = AttentionPool(side**2, channels, config.heads, embed_dim)
+        self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPUs and GPUs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.conv1.weight.dtype
+
+    def encode_whole(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
+        """The readable reference."""
+        return self.forward(pixels)
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """The embedding of each normalised picture."""

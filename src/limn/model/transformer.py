@@ -1,11 +1,12 @@
-"""The residual attention block that the ViT and the text encoder share (Vaswani et al. 2017, pre-norm).
+"""The residual attention blocks that the ViT and the text encoder share (Vaswani et al. 2017, pre-norm).
 
-Axes: batch, tokens, hidden; heads x head_dim = hidden.
+Axes: batch, tokens, hidden; heads x head_dim = hidden. Both encoders read one token of the last block's output (the
+class token, [EOS]), and the others of that block need not be computed: `Transformer.only`.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from limn.config import Activation
@@ -17,12 +18,17 @@ def attention_reference(
     value: Float[Tensor, "batch heads tokens head_dim"],
     *,
     causal: bool = False,
+    visible: Bool[Tensor, "batch 1 #queries tokens"] | None = None,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
-    """Scaled dot-product attention, written out; `causal` lets a token see itself and what came before it."""
+    """Scaled dot-product attention, written out.
+
+    `causal` lets a token see itself and what came before it; `visible` says for each query what it sees.
+    """
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
     return scores.softmax(dim=-1) @ value
 
 
@@ -32,6 +38,7 @@ def attention(
     value: Float[Tensor, "batch heads tokens head_dim"],
     *,
     causal: bool = False,
+    visible: Bool[Tensor, "batch 1 #queries tokens"] | None = None,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
     """`attention_reference` by the fastest way at hand.
 
@@ -39,8 +46,8 @@ def attention(
     (docs/decisions/0003), and faster everywhere else.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        return attention_reference(query, key, value, causal=causal)
-    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return attention_reference(query, key, value, causal=causal, visible=visible)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=causal)
 
 
 class Attention(nn.Module):
@@ -56,6 +63,21 @@ class Attention(nn.Module):
         """Each token's mixture of the values of those that it may see."""
         query, key, value = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out_proj(attention(query, key, value, causal=self.causal).transpose(1, 2).flatten(2))
+
+    def only(
+        self, x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        """`forward(x)` at one row of each element: one query, the keys and values of all that it may see."""
+        hidden = x.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        query = F.linear(at(x, rows), weight[:hidden], bias[:hidden]).unflatten(-1, (self.heads, 1, -1))
+        key, value = (
+            F.linear(x, weight[hidden:], bias[hidden:]).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        visible = None
+        if self.causal:
+            visible = (torch.arange(x.shape[1], device=x.device) <= rows[:, None])[:, None, None, :]
+        return self.out_proj(attention(query, key, value, visible=visible).flatten(1))
 
 
 class QuickGELU(nn.Module):
@@ -75,7 +97,7 @@ class MLP(nn.Module):
         self.activation = QuickGELU() if activation == "quick_gelu" else nn.GELU()
         self.outwards = nn.Linear(4 * hidden, hidden)
 
-    def forward(self, x: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens hidden"]:
+    def forward(self, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... hidden"]:
         """Each token on its own."""
         return self.outwards(self.activation(self.inwards(x)))
 
@@ -94,6 +116,35 @@ class Block(nn.Module):
         """One block."""
         x = x + self.attention(self.norm_1(x))
         return x + self.mlp(self.norm_2(x))
+
+    def only(
+        self, x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        """`forward(x)` at one row of each element."""
+        row = at(x, rows) + self.attention.only(self.norm_1(x), rows)
+        return row + self.mlp(self.norm_2(row))
+
+
+class Transformer(nn.Sequential):
+    """Blocks, one after the other."""
+
+    def __init__(self, hidden: int, heads: int, layers: int, *, causal: bool, activation: Activation) -> None:
+        super().__init__(*(Block(hidden, heads, causal=causal, activation=activation) for _ in range(layers)))
+
+    def only(
+        self, x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        """`forward(x)` at one row of each element: the last block computes nothing else."""
+        *others, last = self
+        for block in others:
+            x = block(x)
+        assert isinstance(last, Block)
+        return last.only(x, rows)
+
+
+def at(x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch hidden"]:
+    """One row of each element."""
+    return x[torch.arange(x.shape[0], device=x.device), rows]
 
 
 def initialise_blocks(blocks: nn.Module, hidden: int) -> None:

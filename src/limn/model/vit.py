@@ -1,11 +1,15 @@
-"""The Vision Transformer (section 2.4): `pixels -> patches -> [class, patches] -> LayerNorm -> blocks -> class`."""
+"""The Vision Transformer (section 2.4): `pixels -> patches -> [class, patches] -> LayerNorm -> blocks -> class`.
+
+Only the class token leaves the last block, so `forward` computes the last block for it alone: its query against every
+token's key and value, then its own MLP. `encode_whole` is the readable reference, equal in value and gradient.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from limn.config import Activation, ViTConfig
-from limn.model.transformer import Block
+from limn.model.transformer import Block, Transformer
 
 
 class ViT(nn.Module):
@@ -19,9 +23,7 @@ class ViT(nn.Module):
         self.class_embedding = nn.Parameter(torch.randn(hidden) * hidden**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(patches + 1, hidden) * hidden**-0.5)
         self.norm_before = nn.LayerNorm(hidden)
-        self.blocks = nn.Sequential(
-            *(Block(hidden, config.heads, causal=False, activation=activation) for _ in range(config.layers))
-        )
+        self.blocks = Transformer(hidden, config.heads, config.layers, causal=False, activation=activation)
         self.norm_after = nn.LayerNorm(hidden)
         self.projection = nn.Linear(hidden, embed_dim, bias=False)
         for block in self.blocks:
@@ -31,9 +33,36 @@ class ViT(nn.Module):
             nn.init.zeros_(block.attention.out_proj.bias)
         nn.init.normal_(self.projection.weight, std=hidden**-0.5)
 
+    @property
+    def stride(self) -> int:
+        """Pixels between positions of the grid."""
+        return self.patch_embedding.kernel_size[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.class_embedding.dtype
+
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """The embedding of each normalised picture."""
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        x = self.norm_before(torch.cat([first, patches], dim=1) + self.positional_embedding)
+        x = self.embed(self.patches_as_rows(pixels))
+        first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        return self.projection(self.norm_after(self.blocks.only(x, first)))
+
+    def encode_whole(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
+        """The readable reference: a convolution for the patches, every token in every block."""
+        x = self.embed(self.patch_embedding(pixels).flatten(2).transpose(1, 2))
         return self.projection(self.norm_after(self.blocks(x)[:, 0]))
+
+    def patches_as_rows(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches hidden"]:
+        """The patch embedding as one matrix product, which is what a convolution that never overlaps is."""
+        side = self.stride
+        batch, channels, height, width = pixels.shape
+        grid = pixels.view(batch, channels, height // side, side, width // side, side)
+        rows = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)
+        return nn.functional.linear(rows, self.patch_embedding.weight.flatten(1))
+
+    def embed(self, patches: Float[Tensor, "batch patches hidden"]) -> Float[Tensor, "batch tokens hidden"]:
+        """Class token in front, positions added, normalised."""
+        first = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        return self.norm_before(torch.cat([first, patches], dim=1) + self.positional_embedding)

@@ -221,5 +221,5 @@ class Pictures:
 
     def __getitem__(self, key: str) -> str:
         buffer = io.BytesIO()
-        Image.fromarray(decode(self._pairs[key].read(), THUMBNAIL)).save(buffer, "WEBP", quality=85)
+        Image.fromarray(decode(self._pairs[key].read(), THUMBNAIL, draft=True)).save(buffer, "WEBP", quality=85)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

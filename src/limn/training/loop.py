@@ -33,6 +33,7 @@ from limn.model.zoo import architecture, create
 from limn.objectives.contrastive import contrastive_loss
 from limn.progress import progress, say
 from limn.run import RunDirectory, to_json, write_json
+from limn.training.allocator import keep_freed_memory
 from limn.training.checkpoint import checkpoints, is_readable, load_checkpoint, save_checkpoint
 from limn.training.optimizer import make_optimizer
 from limn.training.schedule import lr_share
@@ -77,6 +78,8 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
     # --- model --------------------------------------------------------------------------------------------------------
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, reason = choose_precision(config.train.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = create(config.model, tokenizer=tokenizer, seed=config.seed).to(device).train()
     optimizer = make_optimizer(model, config.optim)
     first = continue_from(run, model, optimizer, data=source.fingerprint) if resume else 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from limn.data import decode as module
-from limn.data.decode import centre_crop, decode, random_crop
+from limn.data.decode import centre_crop, decode, random_crop, shorter_side, shorter_side_fast, to_rgb
 from limn.errors import DataError
 
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))  # 48 x 64, a ramp
@@ -121,3 +121,80 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     with pytest.raises(DataError, match="40 x 40 pixels, over 1,000"):
         decode(encoded(Image.new("RGB", (40, 40))), 32)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Slopes and edges as in a photograph, with its grain."""
+    rng = np.random.default_rng(width)
+    smooth = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    pixels = np.asarray(smooth) + rng.normal(0, 8, (height, width, 3))
+    pixels[height // 3 :, width // 2 :] = 255 - pixels[height // 3 :, width // 2 :]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def quarter_turned() -> Image.Image:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return Image.open(io.BytesIO(encoded(photo(300, 200), "JPEG", exif=exif)))
+
+
+def palette_with_alpha() -> Image.Image:
+    picture = photo(90, 120).quantize(64)
+    picture.info["transparency"] = 3
+    return Image.open(io.BytesIO(encoded(picture)))
+
+
+PICTURES = {
+    "tall": photo(100, 700),
+    "wide": photo(703, 101),
+    "large": photo(900, 700),
+    "tiny": photo(5, 7),
+    "exact": photo(64, 64),
+    "grey": photo(130, 90).convert("L"),
+    "palette and alpha": palette_with_alpha(),
+    "CMYK": photo(130, 90).convert("CMYK"),
+    "16 bit": Image.fromarray((np.arange(90 * 70, dtype=np.uint16) * 10).reshape(70, 90)),
+    "turned by EXIF": quarter_turned(),
+}
+
+
+def openai_preprocessing(picture: Image.Image, size: int) -> np.ndarray:
+    """Resize of the shorter side and central crop, written out from OpenAI's description, on an RGB picture."""
+    width, height = picture.size
+    short, long = sorted(picture.size)
+    other = int(size * long / short)
+    picture = picture.resize((size, other) if width <= height else (other, size), Image.Resampling.BICUBIC)
+    left, top = round((picture.width - size) / 2), round((picture.height - size) / 2)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("size", [32, 64, 225])
+def test_preprocessing_equals_pillow_and_the_fast_way_is_within_one(name: str, size: int):
+    rgb = to_rgb(PICTURES[name])
+    expected = openai_preprocessing(rgb, size)
+    assert np.array_equal(centre_crop(np.asarray(shorter_side(rgb, size)), size), expected)
+    fast = centre_crop(shorter_side_fast(rgb, size), size)
+    assert fast.dtype == np.uint8 and np.abs(fast.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [32, 64, 225])
+def test_on_white_noise_the_fast_way_is_within_two(size: int):
+    rgb = noise(130, 90)  # a difference of one across, and another one down
+    fast = centre_crop(shorter_side_fast(rgb, size), size)
+    assert np.abs(fast.astype(int) - openai_preprocessing(rgb, size)).max() <= 2
+
+
+def test_a_draft_is_another_picture_only_for_large_jpegs():
+    smooth = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
+    large = encoded(smooth, "JPEG", quality=90)
+    exact, draft = decode(large, 64), decode(large, 64, draft=True)
+    assert exact.shape == draft.shape and 0 < np.abs(exact.astype(int) - draft).max() < 20
+    for content in (encoded(smooth), encoded(smooth.resize((120, 90)), "JPEG", quality=90)):
+        assert np.array_equal(decode(content, 64), decode(content, 64, draft=True))

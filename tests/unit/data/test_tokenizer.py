@@ -1,21 +1,115 @@
+import gzip
+import html
+import json
 import re
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from limn.data.tokenizer import Tokenizer
+from limn.data import tokenizer as module
+from limn.data.tokenizer import EOS, SOS, Tokenizer, clean
 from limn.errors import ConfigError, ModelError
+
+GOLDEN = json.loads(Path(__file__).with_name("openai_tokens.json").read_text())
+CAPTIONS = ["a photo of a dog.", "It's 12 o'clock, they'll see!", "A  Dog\ton (a) TABLE"]
+
+
+@pytest.fixture(scope="module")
+def openai() -> Tokenizer:
+    return Tokenizer.openai(context_length=2000)
+
+
+def body(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text without the special tokens."""
+    (ids,) = tokenizer([text])
+    return ids[1 : ids.argmax()].tolist()
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN["texts"])))
+def test_ids_are_those_of_openai(openai: Tokenizer, number: int):
+    assert body(openai, GOLDEN["texts"][number]) == GOLDEN["ids"][number]
+
+
+def test_the_vocabulary_of_the_paper(openai: Tokenizer):
+    assert (openai.vocab_size, openai.sos, openai.eos) == (49_408, 49_406, 49_407)
+    assert Tokenizer.openai()(["a dog"])[0, :5].tolist() == [49_406, 320, 1929, 49_407, 0]
+
+
+ASCII = st.one_of(st.characters(max_codepoint=127), st.sampled_from(["&amp;", "&#38;lt;", "\x1b[0m", "\r\n", "<"]))
+
+
+@given(text=st.lists(ASCII, max_size=40).map("".join))
+@example(text="".join(map(chr, range(128))))
+def test_ascii_is_cleaned_as_everything_else_is(text: str):
+    slow = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert clean(text) == " ".join(slow.split()).lower()
+
+
+def test_surrogates_are_characters_or_replaced(openai: Tokenizer):
+    assert body(openai, "a \ud83d\udc36") == body(openai, "a \U0001f436")
+    assert body(openai, "a \udc36") == body(openai, "a \ufffd")
+
+
+@pytest.mark.parametrize("word", [SOS, EOS])
+def test_special_words_in_a_caption_are_text(openai: Tokenizer, tokenizer: Tokenizer, word: str):
+    for each in (openai, tokenizer):
+        assert max(body(each, f"a {word} dog")) < each.sos
+        assert each.decode(body(each, f"a {word} dog")).replace(" ", "") == f"a{word}dog"
+
+
+def test_the_same_vocabulary_gives_the_same_bytes_whichever_file_it_came_from(openai: Tokenizer, tmp_path: Path):
+    ours, whole, plain, other = (tmp_path / name for name in ("a.json", "merges.txt.gz", "merges.txt", "b.json"))
+    openai.save(ours)
+    merges = gzip.decompress(module.OPENAI_MERGES.read_bytes())
+    plain.write_bytes(b'"version: 0.2\n' + merges + b"un used\n")
+    whole.write_bytes(gzip.compress(plain.read_bytes()))
+    # As Hugging Face writes it: pairs, other rules around the model, its special tokens in the vocabulary alone.
+    values = json.loads(ours.read_text())
+    values |= {"normalizer": None, "post_processor": None, "decoder": None, "added_tokens": []}
+    values["model"] |= {"unk_token": EOS, "merges": [pair.split(" ") for pair in values["model"]["merges"]]}
+    other.write_text(json.dumps(values))
+    for path in (ours, whole, plain, other):
+        assert Tokenizer.load(path).to_json() == ours.read_text()
+
+
+@pytest.mark.parametrize("vocabulary", ["openai", "tokenizer"])
+def test_the_library_reads_the_file(vocabulary: str, request: pytest.FixtureRequest):
+    tokenizer: Tokenizer = request.getfixturevalue(vocabulary)
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    assert theirs.get_vocab_size() == tokenizer.vocab_size
+    for caption in CAPTIONS:
+        ids = theirs.encode(caption).ids
+        assert ids == [tokenizer.sos, *body(tokenizer, caption), tokenizer.eos]
+        assert theirs.decode(ids).strip() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("vocabulary", ["openai", "tokenizer"])
+def test_transformers_reads_the_file(vocabulary: str, request: pytest.FixtureRequest, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer: Tokenizer = request.getfixturevalue(vocabulary)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    config = {"tokenizer_class": "CLIPTokenizer", "bos_token": SOS, "eos_token": EOS}
+    config |= {"unk_token": EOS, "pad_token": EOS, "model_max_length": 77}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ids = [[tokenizer.sos, *body(tokenizer, caption), tokenizer.eos] for caption in CAPTIONS]
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert fast(CAPTIONS)["input_ids"] == ids
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    assert theirs(CAPTIONS)["input_ids"] == ids
+    theirs.save_pretrained(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again" / "tokenizer.json").to_json() == tokenizer.to_json()
 
 
 def test_special_tokens_have_the_highest_ids(tokenizer: Tokenizer):
     assert (tokenizer.sos, tokenizer.eos) == (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
 
 
-@given(text=st.text(max_size=300))
+@given(text=st.text(st.characters(), max_size=300))
 def test_any_text_has_its_eos_at_the_arg_max(tokenizer: Tokenizer, text: str):
     (ids,) = tokenizer([text])
     end = int(ids.argmax())
@@ -26,11 +120,11 @@ def test_any_text_has_its_eos_at_the_arg_max(tokenizer: Tokenizer, text: str):
 @given(
     words=st.lists(st.text(st.characters(codec="utf-8", categories=["Ll", "Lo"]), min_size=1, max_size=6), max_size=5)
 )
-def test_lower_case_words_come_back(tokenizer: Tokenizer, words: list[str]):
+def test_lower_case_words_come_back(words: list[str]):
+    tokenizer = Tokenizer([*module.EVERY_BYTE, SOS, EOS], [], context_length=400)
     text = " ".join(words)
-    (ids,) = Tokenizer(tokenizer.rules, context_length=400)([text])
-    normal = tokenizer.rules.normalizer.normalize_str(text)
-    assert tokenizer.decode(ids[ids > 0].tolist()).replace(" ", "") == normal.replace(" ", "")
+    (ids,) = tokenizer([text])
+    assert tokenizer.decode(ids[ids > 0].tolist()).replace(" ", "") == clean(text).replace(" ", "")
 
 
 def test_case_and_space_do_not_matter(tokenizer: Tokenizer):
@@ -49,21 +143,60 @@ def test_saved_and_read_again_it_is_the_same(tokenizer: Tokenizer, tmp_path: Pat
     texts = ["A dog's picture 12", "日本 ☕ naïve", ""]
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     assert np.array_equal(again(texts), tokenizer(texts))
-    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a dog").ids
-    assert theirs == [i for i in tokenizer(["a dog"])[0].tolist() if i]
+    assert again.to_json() == tokenizer.to_json()
 
 
-def test_training_is_deterministic():
+def test_training_is_deterministic_and_cleans():
     captions = ["a dog on a table", "a cat under a chair"]
-    assert Tokenizer.train(captions, vocab_size=600).to_json() == Tokenizer.train(captions, vocab_size=600).to_json()
+    trained = Tokenizer.train(captions, vocab_size=600).to_json()
+    assert Tokenizer.train(["A &#100;og \x1b[1mon a  table", captions[1]], vocab_size=600).to_json() == trained
 
 
-def test_bad_input(tmp_path: Path):
+def test_a_vocabulary_is_as_large_as_asked_for():
+    captions = [" ".join(f"{i}word{j}" for j in "abcdefgh") for i in "ijklmnop"]
+    tokenizer = Tokenizer.train(captions, vocab_size=520)
+    assert tokenizer.vocab_size == 520 and len(tokenizer.merges) == 6
+
+
+def test_a_vocabulary_too_small_for_the_bytes():
     with pytest.raises(ConfigError, match="at least 514"):
         Tokenizer.train(["a"], vocab_size=100)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ModelError, match=re.escape("limn tokenizer train")):
-        Tokenizer.load(tmp_path / "bad.json")
-    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "other.json"))
-    with pytest.raises(ModelError, match="SOS"):
-        Tokenizer.load(tmp_path / "other.json")
+
+
+def test_files_that_are_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "tokenizer.json"
+    good = json.loads(tokenizer.to_json())
+
+    def refused(values: object, match: str) -> None:
+        path.write_text(values if isinstance(values, str) else json.dumps(values))
+        with pytest.raises(ModelError, match=match):
+            Tokenizer.load(path)
+
+    refused("{", re.escape("limn tokenizer train"))
+    refused("[" * 100_000, "RecursionError")
+    refused([], "readable")
+    refused({}, "KeyError")
+    refused(good | {"model": {"type": "WordPiece", "vocab": {}}}, "byte-level BPE whose words end in </w>")
+    refused(good | {"model": good["model"] | {"end_of_word_suffix": None}}, "byte-level BPE whose words end in </w>")
+    refused(good | {"model": good["model"] | {"continuing_subword_prefix": "##"}}, "##")
+    refused(good | {"model": good["model"] | {"merges": ["a zz"]}}, "readable")
+    refused(good | {"model": good["model"] | {"merges": ["a b c"]}}, "readable")
+    refused(good | {"added_tokens": [{"content": "extra", "id": tokenizer.vocab_size}]}, "the highest id")
+    refused(good | {"added_tokens": [{"content": "extra", "id": tokenizer.vocab_size + 5}]}, "without gaps")
+    vocab = {token: i for i, token in enumerate(tokenizer.vocab[:-2])}
+    refused(good | {"model": good["model"] | {"vocab": vocab}, "added_tokens": []}, re.escape(EOS))
+    with pytest.raises(ModelError, match="FileNotFoundError"):
+        Tokenizer.load(tmp_path / "none.json")
+
+    merges = tmp_path / "merges.txt"
+    merges.write_text("#version\na b\nab c</w>\n")
+    with pytest.raises(ModelError, match="OpenAI's file of merges"):
+        Tokenizer.load(merges)
+    packed = tmp_path / "merges.txt.gz"
+    packed.write_bytes(gzip.compress(merges.read_bytes())[:-9])
+    with pytest.raises(ModelError, match="EOFError"):
+        Tokenizer.load(packed)
+    monkeypatch.setattr(module, "LARGEST_FILE", 1000)
+    packed.write_bytes(gzip.compress(b"a" * 1001))
+    with pytest.raises(ModelError, match="at most 1000 bytes"):
+        Tokenizer.load(packed)

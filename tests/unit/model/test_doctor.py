@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from limn.data.tokenizer import Tokenizer
+from limn.errors import ModelError
+from limn.model.doctor import examine
+from limn.model.zoo import create
+
+
+@pytest.fixture(params=["ViT-mini", "RN-nano"])
+def folder(request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    create(request.param, tokenizer=tokenizer).save(tmp_path)
+    return tmp_path
+
+
+def failed(folder: Path) -> list[str]:
+    return [check.what for check in examine(str(folder)) if not check.fine]
+
+
+def test_a_model_is_reproduced_where_it_was_saved(folder: Path):
+    assert failed(folder) == []
+
+
+@pytest.mark.parametrize("part", ["pixels", "tokens", "image_features", "text_features"])
+def test_each_stage_is_looked_at(folder: Path, part: str):
+    golden = load_file(folder / "golden.safetensors")
+    golden[part] = golden[part].flip(0) if part == "tokens" else golden[part] + (1 if part == "pixels" else 1e-3)
+    save_file(golden, folder / "golden.safetensors")
+    expected = {"pixels": "preprocessing", "tokens": "tokens"}.get(part, part.replace("_", " "))
+    assert expected in failed(folder)
+
+
+def test_the_second_copy_of_the_weights_is_compared(tokenizer: Tokenizer, tmp_path: Path):
+    create("ViT-mini", tokenizer=tokenizer).save(tmp_path)
+    weights = load_file(tmp_path / "open_clip_model.safetensors")
+    weights["visual.class_embedding"] = weights["visual.class_embedding"] + 1
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    assert failed(tmp_path) == ["weights for open_clip"]
+
+
+def test_without_golden_vectors_it_says_how_to_get_them(folder: Path):
+    (folder / "golden.safetensors").unlink()
+    with pytest.raises(ModelError, match="limn convert"):
+        examine(str(folder))
+
+
+def test_a_model_without_a_tokenizer_has_golden_tokens(tmp_path: Path, tokenizer: Tokenizer):
+    model = create("RN-nano", tokenizer=tokenizer)
+    model.tokenizer = None
+    model.save(tmp_path)
+    golden = load_file(tmp_path / "golden.safetensors")
+    assert (golden["tokens"].argmax(1) == torch.tensor([2, 7, 38, 76])).all()
+    assert failed(tmp_path) == []
+    assert "limn" in json.loads((tmp_path / "config.json").read_text())
