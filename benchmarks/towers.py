@@ -1,10 +1,10 @@
 """limn's encoders beside open_clip's on the same machine, in the same run, as JSON.
 
 Both sides have random weights of the same architecture and get the same pixels and token ids. Each runs in a process
-of its own, as its users run it (limn with the allocator setting and the fused AdamW of its training, open_clip with the
-AdamW of its training script), and the two take turns, so that a busy machine slows both alike. The speed-up is the
-ratio of the medians. Captions have lengths as in web text, log-normal, 18 tokens on average; open_clip runs its own
-code path: 77 tokens, its own loss.
+of its own, as its users run it (training: limn with the allocator setting and the fused AdamW of `limn train`,
+open_clip with the AdamW of its training script; encoding: both as they are), and the two take turns, so that a busy
+machine slows both alike. The speed-up is the ratio of the medians. Captions have lengths as in web text, log-normal,
+18 tokens on average; open_clip runs its own code path: 77 tokens, its own loss.
 
     python benchmarks/towers.py [--models ViT-B/32 RN50] [--precision fp32 bf16] [--batch 32] [--repeats 5]
 
@@ -12,14 +12,15 @@ Needs open_clip_torch beside limn (make peers).
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,6 +37,7 @@ from limn.training.optimizer import make_optimizer
 NAMES = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 PROMPTS_AT_ONCE = 256
 WARM_UP = 3
+"""Training steps until the allocator has what it needs."""
 
 
 def made_up_captions(number: int, *, mean: float = 2.6, spread: float = 0.65) -> Tensor:
@@ -51,14 +53,20 @@ def made_up_captions(number: int, *, mean: float = 2.6, spread: float = 0.65) ->
 
 def imagenet_prompts(number: int) -> Tensor:
     """Token ids of `number` of the 1,000 names x 80 templates, evenly spaced."""
-    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, get_tokenizer
+    peer = open_clip()
+    prompts = [template(name) for name in peer.IMAGENET_CLASSNAMES for template in peer.OPENAI_IMAGENET_TEMPLATES]
+    return peer.get_tokenizer("ViT-B-32")(prompts[:: len(prompts) // number][:number])
 
-    prompts = [template(name) for name in IMAGENET_CLASSNAMES for template in OPENAI_IMAGENET_TEMPLATES]
-    return get_tokenizer("ViT-B-32")(prompts[:: len(prompts) // number][:number])
+
+def open_clip() -> Any:
+    """The peer, which is not installed where limn is developed."""
+    return importlib.import_module("open_clip")
 
 
-def serve(side: str, name: str, precision: str, batch: int, prompts: int, pipe: Connection) -> None:
+def serve(side: str, training: bool, name: str, precision: str, batch: int, prompts: int, pipe: Connection) -> None:
     """One side in its own process: runs what it is asked to, answers with the seconds."""
+    if side == "limn" and training:
+        keep_freed_memory()
     work = (limn_work if side == "limn" else open_clip_work)(name, precision, batch, prompts)
     pipe.send("ready")
     while (task := pipe.recv()) != "end":
@@ -68,7 +76,6 @@ def serve(side: str, name: str, precision: str, batch: int, prompts: int, pipe: 
 
 
 def limn_work(name: str, precision: str, batch: int, prompts: int) -> dict[str, Callable[[], Any]]:
-    keep_freed_memory()
     model = create(name)
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
 
@@ -81,10 +88,8 @@ def limn_work(name: str, precision: str, batch: int, prompts: int) -> dict[str, 
 
 
 def open_clip_work(name: str, precision: str, batch: int, prompts: int) -> dict[str, Callable[[], Any]]:
-    import open_clip
-
-    model: Any = open_clip.create_model(NAMES[name])
-    criterion = open_clip.ClipLoss()
+    model = open_clip().create_model(NAMES[name])
+    criterion = open_clip().ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def loss(pixels: Tensor, tokens: Tensor) -> Tensor:
@@ -146,38 +151,41 @@ def in_turns(task: str, pipes: dict[str, Connection], repeats: int, warm_up: int
 
 
 def measure(name: str, precision: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    tokens, sentences = made_up_captions(args.batch), imagenet_prompts(args.prompts)
+    facts = {
+        "training step": {"pairs": args.batch, "mean_tokens": (tokens.argmax(1) + 1).float().mean().item()},
+        "encode_image": {"pictures": args.batch},
+        "encode_text": {"prompts": args.prompts, "mean_tokens": (sentences.argmax(1) + 1).float().mean().item()},
+    }
+    rows = []
+    for training in (True, False):
+        with two_sides(training, name, precision, args.batch, args.prompts) as pipes:
+            for task in [task for task in facts if (task == "training step") == training]:
+                long = task == "encode_text" and args.prompts > 5000  # open_clip takes a quarter of an hour
+                warm_up = WARM_UP if training else 1 - long
+                times = in_turns(task, pipes, 1 if long else args.repeats, warm_up)
+                rows.append({"model": name, "precision": precision, "what": task, **facts[task], **times})
+                say(f"{name} {precision} {task}: {times['speedup']:.2f}x")
+    return rows
+
+
+@contextmanager
+def two_sides(training: bool, *job: Any) -> Iterator[dict[str, Connection]]:
+    """Both sides in their processes, ready, for as long as the block runs."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
     for side in ("limn", "open_clip"):
         pipes[side], end = context.Pipe()
-        process = context.Process(target=serve, args=(side, name, precision, args.batch, args.prompts, end))
-        process.start()
+        processes.append(context.Process(target=serve, args=(side, training, *job, end)))
+        processes[-1].start()
         end.close()  # so that a side that fails ends the wait
-        processes.append(process)
     for pipe in pipes.values():
         pipe.recv()
-    facts = {
-        "training step": {
-            "pairs": args.batch,
-            "mean_tokens": (made_up_captions(args.batch).argmax(1) + 1).float().mean().item(),
-        },
-        "encode_image": {"pictures": args.batch},
-        "encode_text": {
-            "imagenet_prompts": args.prompts,
-            "mean_tokens": (imagenet_prompts(args.prompts).argmax(1) + 1).float().mean().item(),
-        },
-    }
-    rows = []
-    for task, known in facts.items():
-        long = task == "encode_text" and args.prompts > 5000  # open_clip takes a quarter of an hour for 20,000
-        times = in_turns(task, pipes, 1 if long else args.repeats, 0 if long else WARM_UP)
-        rows.append({"model": name, "precision": precision, "what": task, **known, **times})
-        say(f"{name} {precision} {task}: {times['speedup']:.2f}x")
+    yield pipes
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send("end")
         process.join()
-    return rows
 
 
 def main() -> None:
@@ -190,10 +198,8 @@ def main() -> None:
     args = parser.parse_args()
     if importlib.util.find_spec("open_clip") is None:
         sys.exit("benchmarks/towers.py measures beside open_clip: run it in the environment that `make peers` makes.")
-    import open_clip
-
     rows = [row for name in args.models for precision in args.precision for row in measure(name, precision, args)]
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "open_clip": open_clip.__version__}
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "open_clip": open_clip().__version__}
     print(json.dumps(machine | {"rows": rows}, indent=2))
 
 

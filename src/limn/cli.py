@@ -382,7 +382,7 @@ def convert_verb(args: list[str]) -> None:
 
         loaded = load(model, image_size=image_size, activation=activation, allow_pickle=allow_pickle, trust=trust)
         loaded.save(out, converted_from=model)
-        say(f"Wrote {out}, fingerprint {loaded.fingerprint[:12]}. Check it anywhere with: limn doctor {out}")
+        say(f"Wrote {out}, fingerprint {str(loaded.fingerprint)[:12]}. Check it anywhere with: limn doctor {out}")
         if onnx or int8:
             from limn.model.onnx import export
 

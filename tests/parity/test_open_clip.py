@@ -123,6 +123,20 @@ def test_ours_loaded_there(name: str, tmp_path: Path, compare: Callable[..., Non
 
 
 @live
+def test_another_resolution_is_theirs(tmp_path: Path, compare: Callable[..., None]):
+    import open_clip  # it cannot resize the positions of a ResNet's pool
+
+    made_clip(TINY).save(tmp_path)
+    ours = limn.load(tmp_path, image_size=96)
+    with torch.random.fork_rng():
+        theirs = open_clip.create_model(f"local-dir:{tmp_path}", force_image_size=96).eval()
+    batch = made_batch(ours.architecture)
+    compare(
+        "tiny ViT at 96 px", "open_clip", "ours loaded there", our_outputs(ours, *batch), their_outputs(theirs, *batch)
+    )
+
+
+@live
 def test_their_tokenizer_reads_ours(tmp_path: Path, tokenizer: Tokenizer):
     import open_clip
 

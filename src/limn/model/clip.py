@@ -33,6 +33,7 @@ MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
 
 Picture = str | Path | Image.Image
+Encoder = ResNet | ViT | TextEncoder
 
 
 class CLIP(nn.Module):

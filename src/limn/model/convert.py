@@ -263,8 +263,9 @@ def architecture_from_open_clip(config: dict[str, Any], *, where: str) -> Archit
         | dict.fromkeys(("ls_init_value", "act_kwargs", "norm_kwargs", "hf_model_name", "tokenizer_kwargs"), None),
     )
     mean, std = preprocess.pop("mean", OPENAI.image_mean), preprocess.pop("std", OPENAI.image_std)
-    preprocess.pop("size", None), preprocess.pop("fill_color", None), preprocess.pop("mode", None)
-    faults += _others("preprocess_cfg", preprocess, {"interpolation": "bicubic", "resize_mode": "shortest"})
+    of_no_effect = {name: preprocess[name] for name in ("size", "fill_color", "mode") if name in preprocess}
+    shortest = {"interpolation": "bicubic", "resize_mode": "shortest"}
+    faults += _others("preprocess_cfg", preprocess, shortest | of_no_effect)
     if not isinstance(embed_dim, int):
         faults.append("model_cfg.embed_dim is missing")
     if not isinstance(size, int):
@@ -337,7 +338,6 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
     text_width, width = text.get("hidden_size", 512), vision.get("hidden_size", 768)
     vocab_size = text.get("vocab_size", 49408)
     activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
-    size, crop = preprocessor.get("size", {}), preprocessor.get("crop_size", {})
     image_size = vision.get("image_size", 224)
     faults = [
         f"{name} is {got!r}, not {wanted!r}"
@@ -348,12 +348,12 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
             ("vision_config.layer_norm_eps", vision.get("layer_norm_eps", 1e-5), 1e-5),
             ("vision_config.num_channels", vision.get("num_channels", 3), 3),
             ("preprocessor resample", preprocessor.get("resample", 3), 3),
-            (
-                "preprocessor size",
-                size.get("shortest_edge", image_size) if isinstance(size, dict) else size,
-                image_size,
+            ("preprocessor size", _side(preprocessor.get("size", image_size), "shortest_edge"), image_size),
+            ("preprocessor crop_size", _side(preprocessor.get("crop_size", image_size), "height"), image_size),
+            *(
+                (f"preprocessor {step}", preprocessor.get(step, True), True)
+                for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
             ),
-            ("preprocessor crop_size", crop.get("height", image_size) if isinstance(crop, dict) else crop, image_size),
         )
         if got != wanted
     ]
@@ -383,6 +383,11 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
         image_mean=tuple(preprocessor.get("image_mean", OPENAI.image_mean)),
         image_std=tuple(preprocessor.get("image_std", OPENAI.image_std)),
     )
+
+
+def _side(size: int | dict[str, int], key: str) -> int | None:
+    """Of a picture in a preprocessor_config.json, which has a number or a dictionary of them."""
+    return size.get(key) if isinstance(size, dict) else size
 
 
 def hf_config(shape: Architecture) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def examine(path: str) -> list[Check]:
             got="no golden.safetensors",
             then=f"Make a directory that has them: limn convert {path} OUT",
         )
-    checks = [Check("fingerprint", "as in config.json", f"{model.fingerprint}"[:12], fine=True)]
+    checks = [Check("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True)]
     if isinstance(model.architecture.image, ViTConfig):
         other = convert.from_openai(read_tensors(folder / "open_clip_model.safetensors"), model.architecture)
         own = model.state_dict()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from limn.config import Architecture
 from limn.errors import MissingExtra, ModelError, StorageError
 from limn.files import sha256_of
-from limn.model.clip import CLIP
+from limn.model.clip import CLIP, Encoder
 
 OPSET = 20
 """torch's own choice, fixed so that another torch writes the same graphs; onnxruntime reads it from 1.17 on."""
@@ -124,7 +124,7 @@ def with_onnx(model: CLIP, folder: Path, *, int8: bool = False) -> CLIP:
             f"The folder {folder}",
             must=f"hold onnx/{VISION.file}{suffix}.onnx and onnx/{TEXT.file}{suffix}.onnx",
             got="a folder without them" if folder.is_dir() else "no such folder",
-            then=f"Write them with: limn.model.onnx.export(model, folder{', int8=True' if int8 else ''})",
+            then=f"Write them with: limn convert MODEL OUT {'--int8' if int8 else '--onnx'}",
         )
     # deepcopy takes what its memo holds for copied already: the towers are replaced, not copied
     memo = {id(model.image): OnnxTower(images[0], VISION), id(model.text): OnnxTower(texts[0], TEXT)}
@@ -175,7 +175,7 @@ def _export(model: CLIP, folder: Path, *, int8: bool) -> list[Exported]:
 class _Whole(nn.Module):
     """The readable path of a tower: the fast ones choose what to compute by looking at the input, a graph cannot."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: Encoder) -> None:
         super().__init__()
         self.tower = tower
 
@@ -183,7 +183,7 @@ class _Whole(nn.Module):
         return self.tower.encode_whole(x)
 
 
-def _trace(tower: nn.Module, graph: Graph, example: Tensor, architecture: Architecture) -> Any:
+def _trace(tower: Encoder, graph: Graph, example: Tensor, architecture: Architecture) -> Any:
     """The graph of `tower` as an onnx.ModelProto."""
     largest = {"batch": None, "tokens": architecture.text.context_length}
     sizes = {i: torch.export.Dim(name, max=largest[name]) for i, name in enumerate(graph.axes)}

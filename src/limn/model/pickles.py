@@ -53,7 +53,7 @@ def read_pickle(path: Path, *, allow_pickle: bool, trust: bool) -> tuple[dict[st
                 f"The TorchScript archive {path}",
                 must="be one of the nine that OpenAI published: an archive carries code",
                 got=f"the sha256 {sha256_of(path)}",
-                then="Download it again, or pass trust=True (--trust) if you know where it comes from.",
+                then="Download it again, or pass trust=True (limn convert --trust) if you know where it comes from.",
             )
         tensors = _read_torchscript(path)
     elif allow_pickle:
@@ -63,7 +63,7 @@ def read_pickle(path: Path, *, allow_pickle: bool, trust: bool) -> tuple[dict[st
             f"The file {path}",
             must="be safetensors: a pickle could run code",
             got="a pickle",
-            then="Pass allow_pickle=True (--allow-pickle) if you trust it.",
+            then="Pass allow_pickle=True (limn convert --allow-pickle) if you trust it.",
         )
     return {key: tensor for key, tensor in tensors.items() if key not in NOT_WEIGHTS}, name
 

@@ -106,7 +106,8 @@ class ResNet(nn.Module):
         self.stride = 4 * 2 ** (len(config.layers) - 1)  # pixels between positions of the last grid
         side = image_size // self.stride
         self.attention_pool = AttentionPool(side**2, channels, config.heads, embed_dim)
-        self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPUs and GPUs
+        # the layout that convolutions are fastest in, on CPUs and GPUs
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def dtype(self) -> torch.dtype:

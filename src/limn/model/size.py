@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from limn.config import Architecture
-from limn.model.clip import CLIP
+from limn.model.clip import CLIP, Encoder
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ def size_of(shape: Architecture) -> Size:
     )
 
 
-def _parameters(encoder: nn.Module) -> int:
+def _parameters(encoder: Encoder) -> int:
     return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 @torch.no_grad()
-def _gflops(encoder: nn.Module, batch: torch.Tensor) -> float:
+def _gflops(encoder: Encoder, batch: torch.Tensor) -> float:
     encoder.eval()
     with FlopCounterMode(display=False) as counter:
         encoder.encode_whole(batch)

@@ -140,7 +140,7 @@ def fingerprint(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | No
     for name in sorted(weights):
         tensor = weights[name].float().contiguous()
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.view(-1).numpy())
+        digest.update(tensor.view(-1).numpy().data)
     if tokenizer is not None:
         digest.update(tokenizer.to_json().encode())
     return digest.hexdigest()
@@ -187,7 +187,9 @@ def load(
             f"The model {path}",
             must="be a model directory of limn, transformers or open_clip, a finished run or a weight file",
             got=_what_is_there(folder, config),
-            then="Train one with: limn train RECIPE --data PATH",
+            then="Train one with: limn train RECIPE --data PATH"
+            if not config
+            else "If its weights are a pickle that you trust: limn convert --allow-pickle",
         )
     model = _filled(shape, weights, tokenizer, where=str(folder))
     model.fingerprint = fingerprint(shape, model.state_dict(), tokenizer)
@@ -222,7 +224,7 @@ def _filled(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None, 
         model = CLIP(shape, tokenizer)
     integers = {name: tensor for name, tensor in weights.items() if not tensor.is_floating_point()}
     load_weights(model, {name: tensor.float() for name, tensor in weights.items()} | integers, where=where)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def config_fingerprint(folder: Path) -> str | None:
@@ -297,7 +299,7 @@ def _read_file(
             f"The activation of {path}",
             must="be known: weights do not say it, and the wrong one gives wrong features without an error",
             got="a file without a config",
-            then="Pass activation='quick_gelu' (--activation) for OpenAI's weights, 'gelu' for most of open_clip's.",
+            then="Pass activation='quick_gelu' (limn convert --activation) for OpenAI's weights, 'gelu' for most.",
         )
     shape = convert.architecture_from_weights(weights, activation)
     return shape, convert.from_openai(weights, shape), _tokenizer(path.parent, shape)
@@ -327,7 +329,9 @@ def _read_first(folder: Path, names: tuple[str, ...], *, allow_pickle: bool) -> 
         f"The weights in {folder}",
         must=f"be one of {', '.join(names)}",
         got=f"only the pickle {pickles[0]}, which could run code" if pickles else "none of them",
-        then="Pass allow_pickle=True (--allow-pickle) if you trust it." if pickles else "Copy the weights there.",
+        then="Pass allow_pickle=True (limn convert --allow-pickle) if you trust it."
+        if pickles
+        else "Copy the weights there.",
     )
 
 

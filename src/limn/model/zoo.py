@@ -48,11 +48,11 @@ def _resnet(*, layers: tuple[int, ...], width: int, embed_dim: int, image_size: 
 def scale_resnet(compute: int) -> Architecture:
     """RN50 scaled to about `compute` times its compute (paper section 2.4): equally in width, depth and resolution.
 
-    About: the stem and the pooling grow less, so that RN50x64 takes 45 times the FLOPs of RN50. A network's compute is proportional to its depth and to the squares of its width and resolution, so depth grows by
-    compute^(1/3), width and resolution by compute^(1/6). Widths are rounded to multiples of 16, resolutions up to
-    multiples of 32; the text encoder grows in width alone, and so does the embedding with it. 4, 16 and 64 are the
-    paper's RN50x4, x16 and x64, whose blocks are spread by `SCALED_STAGES`; for another number every stage grows by
-    the same factor.
+    A network's compute is proportional to its depth and to the squares of its width and resolution, so depth grows by
+    compute^(1/3), width and resolution by compute^(1/6). (About: RN50x64 takes 45 times the FLOPs of RN50, for stem and
+    pooling do not grow in depth.) Widths are rounded to multiples of 16, resolutions up to multiples of 32; the text
+    encoder grows in width alone, and so does the embedding with it. 4, 16 and 64 are the paper's RN50x4, x16 and x64,
+    whose blocks are spread by `SCALED_STAGES`; for another number every stage grows by the same factor.
     """
     if compute < 1:
         raise ConfigError("compute of scale_resnet", must="be at least 1", got=compute, then="The paper: 4, 16, 64.")
@@ -125,17 +125,19 @@ def architecture(name: str) -> Architecture:
     return ZOO[name]
 
 
-def create(name: str, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> CLIP:
-    """The architecture called `name` with random weights by the paper's initialisation.
+def create(name: str | Architecture, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> CLIP:
+    """The architecture called `name`, or one of your own, with random weights by the paper's initialisation.
 
     The model is in inference mode: call `model.train()` before training it. With a `tokenizer` the text encoder has its
-    vocabulary; without one the model reads sentences with the paper's vocabulary. The same seed gives the same weights;
+    vocabulary; without one the model reads sentences with the paper's. The same seed gives the same weights;
     torch's global random state is left alone.
     """
-    shape = architecture(name)
-    if tokenizer is None:
+    shape = name if isinstance(name, Architecture) else architecture(name)
+    if tokenizer is None and shape.text.vocab_size == VOCABULARY:
         tokenizer = Tokenizer.openai(context_length=shape.text.context_length)
-    text = replace(shape.text, vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
+    if tokenizer is not None:
+        text = replace(shape.text, vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
+        shape = replace(shape, text=text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", seed))
-        return CLIP(replace(shape, text=text), tokenizer).eval()
+        return CLIP(shape, tokenizer).eval()
