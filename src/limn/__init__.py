@@ -11,7 +11,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from limn.data.sources import Pair, Source, read_pairs
     from limn.data.tokenizer import Tokenizer
-    from limn.errors import ConfigError, DataError, LimnError, MissingExtra, ModelError, TrainingError
+    from limn.errors import (
+        ConfigError,
+        DataError,
+        LimnError,
+        MissingExtra,
+        ModelError,
+        ReproductionError,
+        StorageError,
+        TrainingError,
+    )
     from limn.evaluation.suite import evaluate
     from limn.evaluation.zero_shot import ZeroShotClassifier
     from limn.model.clip import CLIP
@@ -28,7 +37,9 @@ _HOME = {
     "MissingExtra": "limn.errors",
     "ModelError": "limn.errors",
     "Pair": "limn.data.sources",
+    "ReproductionError": "limn.errors",
     "Source": "limn.data.sources",
+    "StorageError": "limn.errors",
     "Tokenizer": "limn.data.tokenizer",
     "TrainingError": "limn.errors",
     "ZeroShotClassifier": "limn.evaluation.zero_shot",
@@ -48,7 +59,9 @@ __all__ = [
     "MissingExtra",
     "ModelError",
     "Pair",
+    "ReproductionError",
     "Source",
+    "StorageError",
     "Tokenizer",
     "TrainingError",
     "ZeroShotClassifier",

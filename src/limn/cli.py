@@ -351,7 +351,7 @@ def models_verb(args: list[str]) -> None:
 
 
 def convert_verb(args: list[str]) -> None:
-    """Make a model directory for limn, transformers and open_clip: limn convert MODEL OUT."""
+    """Make a model directory for limn, open_clip and transformers: limn convert MODEL OUT."""
 
     def convert(
         model: str,
@@ -365,7 +365,7 @@ def convert_verb(args: list[str]) -> None:
         allow_pickle: bool = False,
         trust: bool = False,
     ) -> None:
-        """Read anybody's CLIP and write the directory that limn, transformers and open_clip read.
+        """Read anybody's CLIP and write the directory that limn, open_clip and, for ViTs, transformers read.
 
         Args:
             model: a directory of limn, transformers or open_clip, a run, a weight file of OpenAI or open_clip, or
@@ -381,7 +381,7 @@ def convert_verb(args: list[str]) -> None:
         from limn.model.store import load
 
         loaded = load(model, image_size=image_size, activation=activation, allow_pickle=allow_pickle, trust=trust)
-        loaded.save(out, converted_from=model)
+        loaded.save(out, converted_from=model if model.startswith("hf-hub:") else Path(model).name)
         say(f"Wrote {out}, fingerprint {str(loaded.fingerprint)[:12]}. Check it anywhere with: limn doctor {out}")
         if onnx or int8:
             from limn.model.onnx import export

@@ -9,7 +9,7 @@ An architecture (`Architecture`) is data too: the zoo holds them by name and a m
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from limn.errors import ConfigError
 
@@ -30,6 +30,19 @@ class ResNetConfig:
     heads: int
     """Heads of the attention pooling."""
 
+    def __post_init__(self) -> None:
+        check_heads("the attention pooling", self.grid_width, self.heads)
+
+    @property
+    def grid_width(self) -> int:
+        """Channels of the last grid."""
+        return 4 * self.width * 2 ** (len(self.layers) - 1)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between positions of the last grid."""
+        return 4 * 2 ** (len(self.layers) - 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
@@ -39,6 +52,14 @@ class ViTConfig:
     width: int
     heads: int
     patch_size: int
+
+    def __post_init__(self) -> None:
+        check_heads("the ViT", self.width, self.heads)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between positions of the grid."""
+        return self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +72,16 @@ class TextConfig:
     vocab_size: int
     context_length: int = 77
     """Positions, [SOS] and [EOS] included."""
+
+    def __post_init__(self) -> None:
+        check_heads("the text encoder", self.width, self.heads)
+        check(
+            self.context_length >= 3,
+            "The context length of the text encoder",
+            "be at least 3",
+            self.context_length,
+            "[SOS] and [EOS] take two of it.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +96,23 @@ class Architecture:
     activation: Activation = "quick_gelu"
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        stride = self.image.stride
+        check(
+            self.image_size >= stride and self.image_size % stride == 0,
+            "The size of pictures",
+            f"be a multiple of {stride} pixels, the image encoder's patch or stride",
+            self.image_size,
+            f"Take {max(1, round(self.image_size / stride)) * stride}.",
+        )
+        check(
+            self.activation in get_args(Activation),
+            "The activation",
+            f"be one of {', '.join(get_args(Activation))}",
+            repr(self.activation),
+            "OpenAI's weights have quick_gelu.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,3 +257,9 @@ def check(fine: bool, what: str, must: str, got: object, then: str) -> None:
     """Raise the `ConfigError` that says so unless `fine`."""
     if not fine:
         raise ConfigError(what, must=must, got=got, then=then)
+
+
+def check_heads(what: str, width: int, heads: int) -> None:
+    """Raise `ConfigError` unless `heads` divide `width`."""
+    fine = heads >= 1 and width % heads == 0
+    check(fine, f"The heads of {what}", f"divide its width {width}", heads, "Most models have heads of 64.")

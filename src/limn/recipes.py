@@ -17,7 +17,7 @@ def demo() -> RunConfig:
         model="RN-mini",
         vocab_size=2048,
         images=ImageConfig(resize=64, crop_min_area=0.65),
-        train=TrainConfig(batch_size=256, epochs=36.0),
+        train=TrainConfig(batch_size=256, epochs=40.0),
         optim=OptimConfig(lr=1e-3),
     )
 

@@ -30,6 +30,7 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # one visible character for
 EVERY_BYTE = [*BYTES, *(byte + WORD_END for byte in BYTES)]
 OPENAI_MERGES = Path(__file__).with_name("openai_bpe") / "merges.txt.gz"
 OPENAI_MERGE_COUNT = 48_894  # of the 262,144 in OpenAI's file: 49,408 less 512 byte tokens and two special ones
+OPENAI_VOCABULARY = 49_408
 LARGEST_FILE = 64 * 2**20  # bytes, after unpacking; OpenAI's own is 3 MB
 
 Merges = list[tuple[str, str]]
@@ -251,6 +252,13 @@ def _parse_json(text: str) -> tuple[list[str], Merges]:
             "The tokenizer",
             must=f"be a byte-level BPE whose words end in {WORD_END}, as CLIP's",
             got=kind,
+            then="Train one with: limn tokenizer train",
+        )
+    if '"Lowercase"' not in json.dumps(values.get("normalizer")):
+        raise ModelError(
+            "The tokenizer",
+            must="lower-case its text, as CLIP's",
+            got="a normalizer that keeps capitals",
             then="Train one with: limn tokenizer train",
         )
     return _parse_model(model, added={token["content"]: token["id"] for token in values["added_tokens"]})

@@ -24,7 +24,7 @@ from limn.data.decode import centre_crop, open_rgb, shorter_side, shorter_side_f
 from limn.data.loader import stack
 from limn.data.sources import MAX_PICTURE_BYTES
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, DataError, ModelError
+from limn.errors import DataError, ModelError
 from limn.model.resnet import ResNet
 from limn.model.text import TextEncoder
 from limn.model.vit import ViT
@@ -44,7 +44,16 @@ class CLIP(nn.Module):
 
     def __init__(self, architecture: Architecture, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
-        image = architecture.image
+        image, text = architecture.image, architecture.text
+        if tokenizer is not None and (
+            (tokenizer.vocab_size, tokenizer.context_length) != (text.vocab_size, text.context_length)
+        ):
+            raise ModelError(
+                "The tokenizer",
+                must=f"have the text encoder's {text.vocab_size} tokens and context of {text.context_length}",
+                got=f"{tokenizer.vocab_size} tokens and a context of {tokenizer.context_length}",
+                then="Load the tokenizer that the model was trained with.",
+            )
         self.architecture, self.tokenizer = architecture, tokenizer
         self.fingerprint: str | None = None
         self.image: ResNet | ViT = (
@@ -52,7 +61,7 @@ class CLIP(nn.Module):
             if isinstance(image, ResNetConfig)
             else ViT(image, architecture.embed_dim, architecture.image_size, architecture.activation)
         )
-        self.text = TextEncoder(architecture.text, architecture.embed_dim, architecture.activation)
+        self.text = TextEncoder(text, architecture.embed_dim, architecture.activation)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
         self._mean: Tensor
         self._std: Tensor
@@ -91,6 +100,13 @@ class CLIP(nn.Module):
                 got=list(pixels.shape),
                 then="Pass pictures or paths and they are resized and cropped here.",
             )
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise ModelError(
+                "The pixels for encode_image",
+                must="be uint8, or floats that are already normalised",
+                got=pixels.dtype,
+                then="Pass pixels.to(torch.uint8) for values from 0 to 255.",
+            )
         device = self.log_logit_scale.device
         pixels = pixels.to(device, non_blocking=True)
         if pixels.dtype == torch.uint8:
@@ -103,6 +119,21 @@ class CLIP(nn.Module):
     ) -> Float[Tensor, "batch embed"]:
         """Features of sentences or of token ids; `normalize=False` returns the raw embedding. float32 either way."""
         tokens = texts if isinstance(texts, Tensor) else self.tokenize([texts] if isinstance(texts, str) else texts)
+        text = self.architecture.text
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= text.context_length:
+            raise ModelError(
+                "The token ids for encode_text",
+                must=f"have the shape [batch, {text.context_length}], or be narrower",
+                got=list(tokens.shape),
+                then="Pass sentences and they are cut here, or tokenise for this model's context.",
+            )
+        if tokens.device.type == "cpu" and tokens.numel() and int(tokens.max()) >= text.vocab_size:
+            raise ModelError(
+                "The token ids for encode_text",
+                must=f"be below the vocabulary's {text.vocab_size}",
+                got=int(tokens.max()),
+                then="Tokenise with the tokenizer that the model was trained with.",
+            )
         embedding = self.text(tokens.to(self.log_logit_scale.device, non_blocking=True)).float()
         return F.normalize(embedding, dim=-1) if normalize else embedding
 
@@ -112,14 +143,8 @@ class CLIP(nn.Module):
         Bicubic over the grid, the class token's (a ResNet's: the mean's) kept. So does the paper's extra epoch at 336
         pixels start (section 2.5).
         """
-        stride = self.image.stride
-        if size < stride or size % stride:
-            raise ConfigError(
-                "The size of pictures",
-                must=f"be a multiple of {stride} pixels, this model's patch or stride",
-                got=size,
-                then=f"Take {max(1, round(size / stride)) * stride}.",
-            )
+        stride = self.architecture.image.stride
+        resized_architecture = replace(self.architecture, image_size=size)
         pooled = self.image.attention_pool if isinstance(self.image, ResNet) else self.image
         first, grid = pooled.positional_embedding.detach().float().split([1, len(pooled.positional_embedding) - 1])
         old, new = self.architecture.image_size // stride, size // stride
@@ -127,7 +152,7 @@ class CLIP(nn.Module):
         grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
         resized = torch.cat([first, grid.view(-1, new * new).T]).to(pooled.positional_embedding.dtype)
         pooled.positional_embedding = nn.Parameter(resized.contiguous())
-        self.architecture = replace(self.architecture, image_size=size)
+        self.architecture, self.fingerprint = resized_architecture, None
 
     def preprocess(self, pictures: Picture | Sequence[Picture], *, fast: bool = False) -> Tensor:
         """uint8[batch 3 size size]: resized so that the shorter side fits (bicubic), the central square kept.
@@ -147,7 +172,8 @@ class CLIP(nn.Module):
                 "The model",
                 must="have a tokenizer to read sentences",
                 got="none",
-                then="Pass token ids, or set model.tokenizer = limn.Tokenizer.load(path).",
+                then="Pass token ids, or set model.tokenizer = limn.Tokenizer.load(path, context_length="
+                f"{self.architecture.text.context_length}).",
             )
         return torch.from_numpy(self.tokenizer(texts))
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from limn.config import Activation, Architecture, ResNetConfig, TextConfig, ViTConfig
+from limn.data.tokenizer import EOS, OPENAI_VOCABULARY, SOS
 from limn.errors import ModelError
-
-Tensors = dict[str, Tensor]
+from limn.model.tensors import Tensors
 
 # --- tensor names ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ def architecture_from_open_clip(config: dict[str, Any], *, where: str) -> Archit
         layers=text.pop("layers", 12),
         width=text_width,
         heads=text.pop("heads", 8),
-        vocab_size=text.pop("vocab_size", 49408),
+        vocab_size=text.pop("vocab_size", OPENAI_VOCABULARY),
         context_length=text.pop("context_length", 77),
     )
     text.pop("hf_tokenizer_name", None)  # the directory's own tokenizer.json is read
@@ -336,7 +336,7 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
     text = {**(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
     vision = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
     text_width, width = text.get("hidden_size", 512), vision.get("hidden_size", 768)
-    vocab_size = text.get("vocab_size", 49408)
+    vocab_size = text.get("vocab_size", OPENAI_VOCABULARY)
     activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
     image_size = vision.get("image_size", 224)
     faults = [
@@ -348,6 +348,7 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
             ("vision_config.layer_norm_eps", vision.get("layer_norm_eps", 1e-5), 1e-5),
             ("vision_config.num_channels", vision.get("num_channels", 3), 3),
             ("preprocessor resample", preprocessor.get("resample", 3), 3),
+            ("preprocessor rescale_factor", preprocessor.get("rescale_factor", 1 / 255), 1 / 255),
             ("preprocessor size", _side(preprocessor.get("size", image_size), "shortest_edge"), image_size),
             ("preprocessor crop_size", _side(preprocessor.get("crop_size", image_size), "height"), image_size),
             *(
@@ -358,7 +359,7 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
         if got != wanted
     ]
     # 2 is what old configs say whatever the tokenizer; transformers then looks for the highest id, as limn does
-    if (end := text.get("eos_token_id", 49407)) not in (2, vocab_size - 1):
+    if (end := text.get("eos_token_id", OPENAI_VOCABULARY - 1)) not in (2, vocab_size - 1):
         faults.append(f"text_config.eos_token_id is {end}, not the highest id {vocab_size - 1}")
     if not activations <= {"quick_gelu", "gelu"} or len(activations) > 1:
         faults.append(f"hidden_act is {' and '.join(sorted(activations))}, not quick_gelu or gelu")
@@ -429,6 +430,18 @@ def hf_config(shape: Architecture) -> dict[str, Any]:
     }
 
 
+def tokenizer_config(shape: Architecture) -> dict[str, Any]:
+    """The tokenizer_config.json: what transformers wants to know beside tokenizer.json."""
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": SOS,
+        "eos_token": EOS,
+        "unk_token": EOS,
+        "pad_token": EOS,
+        "model_max_length": shape.text.context_length,
+    }
+
+
 def preprocessor_config(shape: Architecture) -> dict[str, Any]:
     """The preprocessor_config.json of Hugging Face's CLIPImageProcessor."""
     return {
@@ -449,7 +462,7 @@ def preprocessor_config(shape: Architecture) -> dict[str, Any]:
 
 OPENAI = Architecture(
     image=ViTConfig(layers=12, width=768, heads=12, patch_size=32),
-    text=TextConfig(layers=12, width=512, heads=8, vocab_size=49408),
+    text=TextConfig(layers=12, width=512, heads=8, vocab_size=OPENAI_VOCABULARY),
     embed_dim=512,
     image_size=224,
 )

@@ -6,7 +6,8 @@ from limn.config import ViTConfig
 from limn.errors import ModelError
 from limn.model import convert
 from limn.model.golden import Check, replay
-from limn.model.store import load, model_folder, read_tensors
+from limn.model.store import load, model_folder
+from limn.model.tensors import read_tensors
 
 
 def examine(path: str) -> list[Check]:

@@ -36,21 +36,20 @@ def golden_picture() -> np.ndarray:
 
 @torch.no_grad()
 def golden_vectors(model: CLIP) -> dict[str, Tensor]:
-    """A picture, its pixels and features; sentences' token ids and features. All on the CPU."""
-    was_training = model.training
-    model.eval()
+    """A picture, its pixels and features; sentences' token ids and features.
+
+    `model` is on the CPU, in float32 and in inference mode.
+    """
     picture = golden_picture()
     pixels = model.preprocess(Image.fromarray(picture))
     tokens = _tokens(model)
-    vectors = {
+    return {
         "picture": torch.from_numpy(picture),
         "pixels": pixels,
         "image_features": model.encode_image(pixels),
         "tokens": tokens,
         "text_features": model.encode_text(tokens),
     }
-    model.train(was_training)
-    return {name: tensor.cpu().contiguous() for name, tensor in vectors.items()}
 
 
 def _tokens(model: CLIP) -> Tensor:
@@ -58,7 +57,8 @@ def _tokens(model: CLIP) -> Tensor:
         return model.tokenize(SENTENCES)
     text = model.architecture.text  # token ids alone: ends of different lengths
     tokens = torch.arange(4 * text.context_length).view(4, -1) * 7919 % (text.vocab_size - 2)
-    for row, end in enumerate((2, 7, text.context_length // 2, text.context_length - 1)):
+    last = text.context_length - 1
+    for row, end in enumerate((min(2, last), min(7, last), last // 2, last)):
         tokens[row, end:] = 0
         tokens[row, end] = text.vocab_size - 1
     return tokens

@@ -78,9 +78,9 @@ class Exported:
 def export(model: CLIP, folder: Path, *, int8: bool = False) -> list[Exported]:
     """Write the two graphs of `model` to `folder`/onnx, and with `int8` two more with int8 weights.
 
-    The files appear together, or none does, and graphs of a model that was there before go away. A float32 graph must
-    agree with torch; how well an int8 graph does is only reported, for a cosine does not say what becomes of the
-    answers: measure that on pictures (`with_onnx`, benchmarks/int8.py).
+    The files are renamed into place when all of them are right, and graphs of a model that was there before go away. A
+    float32 graph must agree with torch; how well an int8 graph does is only reported, for a cosine does not say what
+    becomes of the answers: measure that on pictures (`with_onnx`, benchmarks/int8.py).
 
     Raises `MissingExtra` without the packages of limn[onnx], and `ModelError` if a graph does not agree with torch.
     """

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limn.errors import ModelError
@@ -33,15 +33,6 @@ OPENAI_FILES = {
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among the tensors."""
 SECONDS = 600
-
-_OPEN = """
-import sys, warnings
-warnings.filterwarnings("ignore")
-import torch
-from safetensors.torch import save_file
-tensors = torch.jit.load(sys.argv[1], map_location="cpu").state_dict()
-save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, sys.argv[2])
-"""
 
 
 def read_pickle(path: Path, *, allow_pickle: bool, trust: bool) -> tuple[dict[str, Tensor], str | None]:
@@ -77,17 +68,24 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    """The archive's tensors, by way of a process that opens it and writes them as safetensors."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-c", _OPEN, str(path.absolute()), str(out)]
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path.absolute()), str(out)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder)
-            reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
         except subprocess.TimeoutExpired:
             reason = f"no answer in {SECONDS} seconds"
-        if not out.is_file():
+        if reason:
             raise ModelError(f"The TorchScript archive {path}", must="be whole", got=reason, then="Download it again.")
         return load_file(out)
+
+
+def _open_archive(path: str, out: str) -> None:
+    """What that process does."""
+    tensors = torch.jit.load(path, map_location="cpu").state_dict()
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, out)
 
 
 def _read_weights_only(path: Path) -> dict[str, Tensor]:
@@ -97,7 +95,7 @@ def _read_weights_only(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"The pickle {path}",
             must="hold tensors and nothing else",
-            got=str(error).splitlines()[0],
+            got=(str(error).splitlines() or [type(error).__name__])[0],
             then="Convert it to safetensors where it was made.",
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
@@ -110,3 +108,7 @@ def _read_weights_only(path: Path) -> dict[str, Tensor]:
             then="Save the model's state_dict() alone.",
         )
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+if __name__ == "__main__":
+    _open_archive(*sys.argv[1:])

@@ -103,8 +103,7 @@ class ResNet(nn.Module):
                 stages.append(Bottleneck(channels, inside, stride=2 if stage > 0 and block == 0 else 1))
                 channels = EXPANSION * inside
         self.blocks = nn.Sequential(*stages)
-        self.stride = 4 * 2 ** (len(config.layers) - 1)  # pixels between positions of the last grid
-        side = image_size // self.stride
+        side = image_size // config.stride
         self.attention_pool = AttentionPool(side**2, channels, config.heads, embed_dim)
         # the layout that convolutions are fastest in, on CPUs and GPUs
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

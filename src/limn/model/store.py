@@ -1,4 +1,4 @@
-"""Models on disk: one directory that limn, transformers and open_clip read; safetensors, no pickles.
+"""Models on disk: one directory that limn, open_clip and, for ViTs, transformers read; safetensors, no pickles.
 
 ```
 MODEL/config.json                     Hugging Face's config of a ViT, and limn's: architecture, model fingerprint
@@ -11,41 +11,38 @@ MODEL/golden.safetensors              inputs with the features that they gave wh
 MODEL/README.md                       the model card
 ```
 
-`load` opens that, a finished run, the directories that open_clip and transformers write, and weight files of OpenAI
-and open_clip. The fingerprint is a sha256 over architecture, tensors and tokenizer, whatever file they came from: two
-models that could give different features have different fingerprints.
+`load` opens that, a finished run, and what others wrote (`foreign`). The fingerprint is a sha256 over architecture,
+tensors and tokenizer, whatever file they came from: two models that could give different features have different ones.
 """
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jinja2 import Template
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from limn import __version__
-from limn.config import Activation, Architecture, ResNetConfig, ViTConfig
-from limn.data.tokenizer import EOS, SOS, Tokenizer
-from limn.errors import ModelError
-from limn.files import replacing, write_text
+from limn.config import Activation, Architecture, ResNetConfig, ViTConfig, check
+from limn.data.tokenizer import Tokenizer
+from limn.errors import ModelError, StorageError
+from limn.files import write_text
 from limn.model import convert
 from limn.model.clip import CLIP
-from limn.model.convert import Tensors
+from limn.model.foreign import read, read_config
 from limn.model.golden import golden_vectors
-from limn.model.pickles import OPENAI_FILES, read_pickle
-from limn.progress import say
-from limn.run import from_json, read_json, to_json, write_json
+from limn.model.resnet import ResNet
+from limn.model.tensors import Tensors, write_tensors
+from limn.run import to_json, write_json
 
-OPENAI_VOCABULARY = 49408
-OPEN_CLIP_FILES = (
-    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors"),
-    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin"),
-)
-HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-PICKLES = {".pt", ".pth", ".bin"}
+OWN_FILES = {
+    *("config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors", "tokenizer.json"),
+    *("tokenizer_config.json", "preprocessor_config.json", "golden.safetensors", "README.md", "onnx"),
+}
+"""What `save` and the export to ONNX write."""
 
 CARD = Template(
     """---
@@ -64,12 +61,12 @@ tags: [clip]
 ```python
 import limn
 
-model = limn.load("{{ folder }}")
+model = limn.load("MODEL")
 limn.ZeroShotClassifier(model, ["cat", "dog"], ["a picture of {}."]).predict(["picture.png"])
 ```
-{% if readers %}
-Also read by {{ readers | join(" and ") }}.
-{% endif %}""",
+
+Read by {{ readers | join(", ") }}.
+""",
     keep_trailing_newline=True,
 )
 
@@ -78,60 +75,86 @@ Also read by {{ readers | join(" and ") }}.
 
 
 def save(model: CLIP, folder: Path, card: dict[str, Any]) -> None:
-    """Write `model` to `folder`, config.json last: a directory without it is not a model."""
-    shape, tokenizer = model.architecture, model.tokenizer
-    for name in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink(missing_ok=True)  # of a model that was here before
+    """Write `model` to `folder`, all of it or nothing: it is written beside it and takes its name when it is whole.
+
+    `folder` may be new, empty or a model of limn's, which is replaced; anything else is left alone.
+    """
+    folder = folder.resolve()
+    _refuse_foreign(folder)
+    shape = model.architecture
     weights = {name: t.detach().float().cpu().contiguous() for name, t in model.state_dict().items()}
-    readers = []
+    model.fingerprint = fingerprint(shape, weights, model.tokenizer)
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        _write(partial, shape, weights, model.tokenizer, {**card, "fingerprint": model.fingerprint})
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"The model {folder}",
+            must="be written whole",
+            got=error.strerror or error,
+            then="What was there before has not changed; make room or choose another folder, then run it again.",
+        ) from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists():
+        return
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    foreign = [name for name in names if name not in OWN_FILES]
+    if names and (foreign or not {"limn", "architecture"} & read_config(folder).keys()):
+        raise StorageError(
+            f"The folder {folder}",
+            must="be new, empty or hold a model of limn's and nothing else",
+            got=", ".join(foreign or names),
+            then="Choose another folder; nothing was written.",
+        )
+
+
+def _write(
+    folder: Path, shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None, card: dict[str, Any]
+) -> None:
+    readers = ["limn"]
     if isinstance(shape.image, ViTConfig):
         write_tensors(folder / "model.safetensors", convert.to_hf(weights, shape))
         write_tensors(folder / "open_clip_model.safetensors", convert.to_openai(weights, shape))
-        readers.append('`transformers` (`CLIPModel.from_pretrained("FOLDER")`)')
+        readers.append('transformers (`CLIPModel.from_pretrained("MODEL")`)')
     else:
         write_tensors(folder / "model.safetensors", convert.to_openai(weights, shape))
-    own_tokenizer = tokenizer is not None and tokenizer.vocab_size != OPENAI_VOCABULARY
+    own_tokenizer = tokenizer is not None and tokenizer.vocab != Tokenizer.openai().vocab
     if open_clip := convert.open_clip_config(shape, own_tokenizer=own_tokenizer):
         write_json(folder / "open_clip_config.json", open_clip)
-        readers.append('`open_clip` (`create_model_and_transforms("local-dir:FOLDER")`)')
+        readers.append('open_clip (`create_model_and_transforms("local-dir:MODEL")`)')
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
-        write_json(folder / "tokenizer_config.json", tokenizer_config(shape.text.context_length))
+        write_json(folder / "tokenizer_config.json", convert.tokenizer_config(shape))
     write_json(folder / "preprocessor_config.json", convert.preprocessor_config(shape))
-    model.fingerprint = fingerprint(shape, weights, tokenizer)
-    write_tensors(folder / "golden.safetensors", golden_vectors(model), made_with=f"torch {torch.__version__}")
+    # from the tensors that were written, on the CPU: not from a model that may train, on a GPU, in bfloat16
+    golden = golden_vectors(_filled(shape, weights, tokenizer, where="the model"))
+    write_tensors(folder / "golden.safetensors", golden, made_with=f"torch {torch.__version__}")
     write_text(
         folder / "README.md",
         CARD.render(
             version=__version__,
             image="Modified ResNet" if isinstance(shape.image, ResNetConfig) else "Vision Transformer",
             shape=shape,
-            parameters=f"{sum(p.numel() for p in model.parameters()):,}",
-            card={**card, "fingerprint": model.fingerprint},
-            folder=folder,
+            parameters=f"{sum(t.numel() for t in weights.values() if t.is_floating_point()):,}",
+            card=card,
             readers=readers,
         ),
     )
-    own = {"version": __version__, "architecture": to_json(shape), "fingerprint": model.fingerprint}
+    own = {"version": __version__, "architecture": to_json(shape), "fingerprint": card["fingerprint"]}
     write_json(folder / "config.json", {**convert.hf_config(shape), "limn": own})
-
-
-def tokenizer_config(context_length: int) -> dict[str, Any]:
-    """What transformers wants to know beside tokenizer.json."""
-    return {
-        "tokenizer_class": "CLIPTokenizer",
-        "bos_token": SOS,
-        "eos_token": EOS,
-        "unk_token": EOS,
-        "pad_token": EOS,
-        "model_max_length": context_length,
-    }
-
-
-def write_tensors(path: Path, tensors: Tensors, **metadata: str) -> None:
-    """Write a safetensors file, whole or not at all."""
-    with replacing(path) as file:
-        save_file(tensors, file.name, metadata={"format": "pt", **metadata})
 
 
 def fingerprint(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None) -> str:
@@ -165,48 +188,42 @@ def load(
             open_clip, or `hf-hub:org/name`, which is downloaded.
         image_size: another size of pictures, in pixels: position embeddings are resized (bicubic), which is how
             further training at a higher resolution starts (paper section 2.5).
-        precision: bf16 keeps the encoders' weights in bfloat16: half the memory, twice the speed where the machine
-            computes in it, cosines to the float32 features of 0.9999 and more. The logit scale stays float32.
-        activation: of a weight file in OpenAI's names that does not say: quick_gelu for OpenAI's own weights.
+        precision: bf16 keeps the encoders' weights in bfloat16: half the memory, faster where the machine computes in
+            it, features that differ in the third decimal. The logit scale stays float32.
+        activation: of a weight file without a config, which does not say: quick_gelu for OpenAI's own weights.
         allow_pickle: open .pt, .pth and .bin files too, by torch's restricted unpickler (weights only).
         trust: open a TorchScript archive although it is none of OpenAI's nine.
 
     Raises `ModelError` if a file is missing or changed, or if a tensor does not fit the architecture.
     """
+    check(precision in ("fp32", "bf16"), "The precision", "be fp32 or bf16", repr(precision), "fp32 is exact.")
     folder = model_folder(path, allow_pickle=allow_pickle)
-    if folder.is_file():
-        shape, weights, tokenizer = _read_file(folder, activation, allow_pickle=allow_pickle, trust=trust)
-    elif (config := _config(folder)) and "limn" in config:
-        shape, weights, tokenizer = _read_limn(folder, config["limn"])
-    elif config.get("model_type") == "clip" and any((folder / name).is_file() for name in HF_FILES):
-        shape, weights, tokenizer = _read_hf(folder, config, allow_pickle=allow_pickle)
-    elif (folder / "open_clip_config.json").is_file():
-        shape, weights, tokenizer = _read_open_clip(folder, allow_pickle=allow_pickle)
-    else:
+    shape, weights, tokenizer = read(folder, activation, allow_pickle=allow_pickle, trust=trust)
+    if activation is not None and activation != shape.activation:
         raise ModelError(
-            f"The model {path}",
-            must="be a model directory of limn, transformers or open_clip, a finished run or a weight file",
-            got=_what_is_there(folder, config),
-            then="Train one with: limn train RECIPE --data PATH"
-            if not config
-            else "If its weights are a pickle that you trust: limn convert --allow-pickle",
+            f"The activation of {folder}",
+            must=f"be what its config says, {shape.activation}",
+            got=activation,
+            then="Leave it out: it is for weight files without a config.",
         )
     model = _filled(shape, weights, tokenizer, where=str(folder))
     model.fingerprint = fingerprint(shape, model.state_dict(), tokenizer)
-    if (stored := config_fingerprint(folder)) and stored != model.fingerprint:
+    own = read_config(folder).get("limn")
+    if own is not None and own.get("fingerprint") != model.fingerprint:
         raise ModelError(
             f"The fingerprint of {folder}",
-            must=f"be the one in its config.json, {stored[:12]}",
+            must=f"be the one in its config.json, {str(own.get('fingerprint'))[:12]}",
             got=f"{model.fingerprint[:12]}: weights, tokenizer or architecture were changed",
             then="Copy the directory again.",
         )
     if image_size is not None and image_size != shape.image_size:
         model.resize_pictures(image_size)
-        model.fingerprint = fingerprint(model.architecture, model.state_dict(), tokenizer)
     if precision == "bf16":
         model.image.bfloat16()
         model.text.bfloat16()
-    return model.eval()
+    if image_size is not None or precision != "fp32":  # another model than the one that was read
+        model.fingerprint = fingerprint(model.architecture, model.state_dict(), tokenizer)
+    return model
 
 
 def model_folder(path: str | Path, *, allow_pickle: bool = False) -> Path:
@@ -220,150 +237,17 @@ def model_folder(path: str | Path, *, allow_pickle: bool = False) -> Path:
 
 
 def _filled(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None, *, where: str) -> CLIP:
+    """A model for inference with `weights`, which it does not share with the file that they came from."""
     with torch.device("meta"):  # no time for random weights that are overwritten
         model = CLIP(shape, tokenizer)
-    integers = {name: tensor for name, tensor in weights.items() if not tensor.is_floating_point()}
-    load_weights(model, {name: tensor.float() for name, tensor in weights.items()} | integers, where=where)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def config_fingerprint(folder: Path) -> str | None:
-    """The fingerprint that limn wrote into a model directory."""
-    config = _config(folder) if folder.is_dir() else {}
-    return config.get("limn", {}).get("fingerprint")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        return {}
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ModelError(
-            f"The file {folder / 'config.json'}",
-            must="hold an object",
-            got=type(config).__name__,
-            then="Copy it again.",
-        )
-    if "auto_map" in config:
-        say(f"{folder / 'config.json'} names code of its own (auto_map): ignored, limn never runs a model's code.")
-    return config
-
-
-def _what_is_there(folder: Path, config: dict[str, Any]) -> str:
-    if not folder.exists():
-        return "no such directory or file"
-    if kind := config.get("model_type"):
-        return f"a directory of another kind of model, {kind}" if kind != "clip" else "a clip config without weights"
-    return "a directory without them"
-
-
-def _read_limn(folder: Path, own: dict[str, Any]) -> tuple[Architecture, Tensors, Tokenizer | None]:
-    shape = from_json(own["architecture"], Architecture, where=f"The architecture in {folder / 'config.json'}")
-    weights = read_tensors(folder / "model.safetensors")
-    convention = convert.from_hf if isinstance(shape.image, ViTConfig) else convert.from_openai
-    return shape, convention(weights, shape), _tokenizer(folder, shape, wanted=False)
-
-
-def _read_hf(
-    folder: Path, config: dict[str, Any], *, allow_pickle: bool
-) -> tuple[Architecture, Tensors, Tokenizer | None]:
-    preprocessor = folder / "preprocessor_config.json"
-    if not preprocessor.is_file():
-        say(f"{folder} has no preprocessor_config.json: pictures are prepared as OpenAI's CLIP does.")
-    shape = convert.architecture_from_hf(
-        config, read_json(preprocessor) if preprocessor.is_file() else {}, where=str(folder / "config.json")
-    )
-    weights = _read_first(folder, HF_FILES, allow_pickle=allow_pickle)
-    return shape, convert.from_hf(weights, shape), _tokenizer(folder, shape)
-
-
-def _read_open_clip(folder: Path, *, allow_pickle: bool) -> tuple[Architecture, Tensors, Tokenizer | None]:
-    config = folder / "open_clip_config.json"
-    shape = convert.architecture_from_open_clip(read_json(config), where=str(config))
-    weights = _read_first(folder, OPEN_CLIP_FILES, allow_pickle=allow_pickle)
-    return shape, convert.from_openai(weights, shape), _tokenizer(folder, shape)
-
-
-def _read_file(
-    path: Path, activation: Activation | None, *, allow_pickle: bool, trust: bool
-) -> tuple[Architecture, Tensors, Tokenizer | None]:
-    weights, name = _read_weights(path, allow_pickle=allow_pickle, trust=trust)
-    config = path.parent / "open_clip_config.json"
-    if name is None and activation is None and config.is_file():
-        shape = convert.architecture_from_open_clip(read_json(config), where=str(config))
-        return shape, convert.from_openai(weights, shape), _tokenizer(path.parent, shape)
-    if name in OPENAI_FILES.values():
-        activation = "quick_gelu"
-    if activation is None:
-        raise ModelError(
-            f"The activation of {path}",
-            must="be known: weights do not say it, and the wrong one gives wrong features without an error",
-            got="a file without a config",
-            then="Pass activation='quick_gelu' (limn convert --activation) for OpenAI's weights, 'gelu' for most.",
-        )
-    shape = convert.architecture_from_weights(weights, activation)
-    return shape, convert.from_openai(weights, shape), _tokenizer(path.parent, shape)
-
-
-def _tokenizer(folder: Path, shape: Architecture, *, wanted: bool = True) -> Tokenizer | None:
-    """The directory's own tokenizer; without one, OpenAI's for a vocabulary of its size."""
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder / "tokenizer.json", context_length=shape.text.context_length)
-    if wanted and shape.text.vocab_size == OPENAI_VOCABULARY:
-        return Tokenizer.openai(context_length=shape.text.context_length)
-    if wanted:
-        say(f"{folder} has no tokenizer.json: the model reads token ids only.")
-    return None
-
-
-# --- files of tensors ------------------------------------------------------------------------------------------------
-
-
-def _read_first(folder: Path, names: tuple[str, ...], *, allow_pickle: bool) -> Tensors:
-    for name in names:
-        path = folder / name
-        if path.is_file() and (allow_pickle or path.suffix not in PICKLES):
-            return _read_index(path) if path.suffix == ".json" else _read_weights(path, allow_pickle=allow_pickle)[0]
-    pickles = [name for name in names if (folder / name).is_file()]
-    raise ModelError(
-        f"The weights in {folder}",
-        must=f"be one of {', '.join(names)}",
-        got=f"only the pickle {pickles[0]}, which could run code" if pickles else "none of them",
-        then="Pass allow_pickle=True (limn convert --allow-pickle) if you trust it."
-        if pickles
-        else "Copy the weights there.",
-    )
-
-
-def _read_index(path: Path) -> Tensors:
-    """A checkpoint in several files; the index names the file of each tensor, and may name no other place."""
-    files = sorted(set(read_json(path).get("weight_map", {}).values()))
-    for name in files:
-        if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
-            raise ModelError(
-                f"The file names in {path}",
-                must="be files beside it",
-                got=repr(name),
-                then="A file elsewhere is never opened: copy the whole checkpoint again.",
-            )
-    return {name: tensor for file in files for name, tensor in read_tensors(path.parent / file).items()}
-
-
-def _read_weights(path: Path, *, allow_pickle: bool, trust: bool = False) -> tuple[Tensors, str | None]:
-    """(tensors, the name of the model if it is one of OpenAI's nine files)."""
-    if path.suffix in PICKLES:
-        return read_pickle(path, allow_pickle=allow_pickle, trust=trust)
-    return read_tensors(path), None
-
-
-def read_tensors(path: Path) -> Tensors:
-    """The tensors of a safetensors file."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"The file {path}", must="be a whole safetensors file", got=error, then="Copy or save it again."
-        ) from error
+    own = {
+        name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
+    load_weights(model, own, where=where)
+    if isinstance(model.image, ResNet):
+        model.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
 
 
 def load_weights(model: CLIP, weights: Tensors, *, where: str) -> None:

@@ -34,6 +34,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch embed"]:
         """The embedding of each caption; equal to `encode_whole` in value and gradient."""
+        if len(tokens) == 0:
+            return self.encode_whole(tokens)
         lengths = tokens.argmax(dim=-1) + 1
         order = lengths.argsort(stable=True)
         groups = [

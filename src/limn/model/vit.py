@@ -34,11 +34,6 @@ class ViT(nn.Module):
         nn.init.normal_(self.projection.weight, std=hidden**-0.5)
 
     @property
-    def stride(self) -> int:
-        """Pixels between positions of the grid."""
-        return self.patch_embedding.kernel_size[0]
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.class_embedding.dtype
@@ -56,7 +51,7 @@ class ViT(nn.Module):
 
     def patches_as_rows(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches hidden"]:
         """The patch embedding as one matrix product, which is what a convolution that never overlaps is."""
-        side = self.stride
+        side = self.patch_embedding.kernel_size[0]
         batch, channels, height, width = pixels.shape
         grid = pixels.view(batch, channels, height // side, side, width // side, side)
         rows = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * side * side)

@@ -10,13 +10,10 @@ from dataclasses import replace
 import torch
 
 from limn.config import Architecture, ResNetConfig, TextConfig, ViTConfig
-from limn.data.tokenizer import Tokenizer
+from limn.data.tokenizer import OPENAI_VOCABULARY, Tokenizer
 from limn.errors import ConfigError, did_you_mean
 from limn.model.clip import CLIP
 from limn.run import seed_for
-
-VOCABULARY = 49408
-"""Of OpenAI's tokenizer; `create` takes the size of the tokenizer that it is given."""
 
 SCALED_STAGES = {4: (4, 6, 10, 6), 16: (6, 8, 18, 8), 64: (3, 15, 36, 10)}
 """Blocks in each stage of the paper's scaled ResNets. The totals follow the rule; how they are spread over the stages
@@ -24,7 +21,7 @@ does not: the further, the more of them the paper puts into the third stage."""
 
 
 def _text(width: int) -> TextConfig:
-    return TextConfig(layers=12, width=width, heads=width // 64, vocab_size=VOCABULARY)
+    return TextConfig(layers=12, width=width, heads=width // 64, vocab_size=OPENAI_VOCABULARY)
 
 
 def _vit(*, layers: int, width: int, patch_size: int, text_width: int, image_size: int = 224) -> Architecture:
@@ -79,31 +76,31 @@ ZOO: dict[str, Architecture] = {
     "ViT-L/14@336px": _vit(layers=24, width=1024, patch_size=14, text_width=768, image_size=336),
     "RN-nano": Architecture(  # handwritten digits, tests
         image=ResNetConfig(layers=(1, 1), width=16, heads=4),
-        text=TextConfig(layers=1, width=64, heads=2, vocab_size=VOCABULARY),
+        text=TextConfig(layers=1, width=64, heads=2, vocab_size=OPENAI_VOCABULARY),
         embed_dim=64,
         image_size=32,
     ),
     "RN-mini": Architecture(  # emoji, logos, icons
         image=ResNetConfig(layers=(1, 1, 2), width=32, heads=16),
-        text=TextConfig(layers=2, width=128, heads=4, vocab_size=VOCABULARY),
+        text=TextConfig(layers=2, width=128, heads=4, vocab_size=OPENAI_VOCABULARY),
         embed_dim=128,
         image_size=48,
     ),
     "ViT-mini": Architecture(
         image=ViTConfig(layers=6, width=192, heads=6, patch_size=8),
-        text=TextConfig(layers=2, width=128, heads=4, vocab_size=VOCABULARY),
+        text=TextConfig(layers=2, width=128, heads=4, vocab_size=OPENAI_VOCABULARY),
         embed_dim=128,
         image_size=48,
     ),
     "RN-small": Architecture(  # photographs, some ten thousand pairs
         image=ResNetConfig(layers=(1, 2, 2, 1), width=32, heads=16),
-        text=TextConfig(layers=4, width=256, heads=4, vocab_size=VOCABULARY),
+        text=TextConfig(layers=4, width=256, heads=4, vocab_size=OPENAI_VOCABULARY),
         embed_dim=256,
         image_size=96,
     ),
     "ViT-small": Architecture(
         image=ViTConfig(layers=8, width=256, heads=8, patch_size=12),
-        text=TextConfig(layers=4, width=256, heads=4, vocab_size=VOCABULARY),
+        text=TextConfig(layers=4, width=256, heads=4, vocab_size=OPENAI_VOCABULARY),
         embed_dim=256,
         image_size=96,
     ),
@@ -133,11 +130,11 @@ def create(name: str | Architecture, *, tokenizer: Tokenizer | None = None, seed
     torch's global random state is left alone.
     """
     shape = name if isinstance(name, Architecture) else architecture(name)
-    if tokenizer is None and shape.text.vocab_size == VOCABULARY:
+    if tokenizer is None and shape.text.vocab_size == OPENAI_VOCABULARY:
         tokenizer = Tokenizer.openai(context_length=shape.text.context_length)
     if tokenizer is not None:
         text = replace(shape.text, vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
         shape = replace(shape, text=text)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for("init", seed))
+        torch.default_generator.manual_seed(seed_for("init", seed))  # torch.manual_seed would seed the GPUs as well
         return CLIP(shape, tokenizer).eval()

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from limn.errors import TrainingError
 from limn.files import write_bytes
 from limn.model.clip import CLIP
-from limn.model.store import load_weights, read_tensors
+from limn.model.store import load_weights
+from limn.model.tensors import read_tensors
 
 KEPT = 2
 """Checkpoints that stay on the disk: the newest, and one more should that be damaged."""

@@ -70,7 +70,7 @@ def test_the_same_vocabulary_gives_the_same_bytes_whichever_file_it_came_from(op
     whole.write_bytes(gzip.compress(plain.read_bytes()))
     # As Hugging Face writes it: pairs, other rules around the model, its special tokens in the vocabulary alone.
     values = json.loads(ours.read_text())
-    values |= {"normalizer": None, "post_processor": None, "decoder": None, "added_tokens": []}
+    values |= {"normalizer": {"type": "Lowercase"}, "post_processor": None, "decoder": None, "added_tokens": []}
     values["model"] |= {"unk_token": EOS, "merges": [pair.split(" ") for pair in values["model"]["merges"]]}
     other.write_text(json.dumps(values))
     for path in (ours, whole, plain, other):
@@ -181,6 +181,7 @@ def test_files_that_are_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path, monke
     refused(good | {"model": good["model"] | {"continuing_subword_prefix": "##"}}, "##")
     refused(good | {"model": good["model"] | {"merges": ["a zz"]}}, "readable")
     refused(good | {"model": good["model"] | {"merges": ["a b c"]}}, "readable")
+    refused(good | {"normalizer": None}, "lower-case its text")
     refused(good | {"added_tokens": [{"content": "extra", "id": tokenizer.vocab_size}]}, "the highest id")
     refused(good | {"added_tokens": [{"content": "extra", "id": tokenizer.vocab_size + 5}]}, "without gaps")
     vocab = {token: i for i, token in enumerate(tokenizer.vocab[:-2])}

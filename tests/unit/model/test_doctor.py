@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -5,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from limn.cli import main
 from limn.data.tokenizer import Tokenizer
 from limn.errors import ModelError
 from limn.model.doctor import examine
-from limn.model.zoo import create
+from limn.model.zoo import ZOO, create
 
 
 @pytest.fixture(params=["ViT-mini", "RN-nano"])
@@ -55,4 +57,20 @@ def test_a_model_without_a_tokenizer_has_golden_tokens(tmp_path: Path, tokenizer
     golden = load_file(tmp_path / "golden.safetensors")
     assert (golden["tokens"].argmax(1) == torch.tensor([2, 7, 38, 76])).all()
     assert failed(tmp_path) == []
+    short = dataclasses.replace(
+        ZOO["RN-nano"], text=dataclasses.replace(ZOO["RN-nano"].text, context_length=6, vocab_size=90)
+    )
+    create(short).save(tmp_path)
+    assert failed(tmp_path) == []
     assert "limn" in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_the_command_ends_with_1_where_numbers_differ(folder: Path, capsys: pytest.CaptureFixture[str]):
+    golden = load_file(folder / "golden.safetensors")
+    golden["text_features"] = golden["text_features"].neg()
+    save_file(golden, folder / "golden.safetensors")
+    with pytest.raises(SystemExit) as exited:
+        main(["doctor", str(folder)])
+    output = capsys.readouterr()
+    assert exited.value.code == 1
+    assert "NOT REPRODUCED" in output.out and "on this machine must be those" in output.err

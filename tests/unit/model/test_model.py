@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
 
@@ -186,9 +187,38 @@ def test_pictures_paths_and_pixels_give_the_same_features(model: CLIP, picture: 
 def test_wrong_pixels_and_a_missing_tokenizer_are_explained(model: CLIP):
     with pytest.raises(ModelError, match=r"\[batch, 3, 32, 32\]"):
         model.encode_image(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ModelError, match="uint8, or floats"):
+        model.encode_image(torch.zeros(1, 3, 32, 32, dtype=torch.long))
+    with pytest.raises(ModelError, match=r"have the shape \[batch, 77\]"):
+        model.encode_text(torch.zeros(1, 78, dtype=torch.long))
+    with pytest.raises(ModelError, match=r"be below the vocabulary's"):
+        model.encode_text(torch.full((1, 5), model.architecture.text.vocab_size))
     model.tokenizer = None
     with pytest.raises(ModelError, match=r"limn\.Tokenizer\.load"):
         model.encode_text("a dog")
+
+
+def test_no_captions_have_no_features(model: CLIP):
+    assert model.encode_text(torch.zeros(0, 77, dtype=torch.long)).shape == (0, 64)
+
+
+def test_a_tokenizer_of_another_size_is_refused(tokenizer: Tokenizer):
+    with pytest.raises(ModelError, match="have the text encoder's 49408 tokens"):
+        CLIP(ZOO["RN-nano"], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 33}, "multiple of 8 pixels"),
+        ({"activation": "quickgelu"}, "be one of gelu, quick_gelu"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused(change: dict[str, object], message: str):
+    with pytest.raises((ConfigError, TypeCheckError), match=message if "image_size" in change else None):
+        dataclasses.replace(ZOO["RN-nano"], **change)
+    with pytest.raises(ConfigError, match="divide its width 64"):
+        dataclasses.replace(ZOO["RN-nano"].text, heads=5)
 
 
 def test_an_unknown_architecture_suggests_the_near_one():
@@ -241,7 +271,7 @@ def test_changed_files_are_noticed(model: CLIP, tmp_path: Path):
 def test_what_is_not_a_model(tmp_path: Path):
     with pytest.raises(ModelError, match="no such directory"):
         load(tmp_path / "none")
-    with pytest.raises(ModelError, match="a directory without them"):
+    with pytest.raises(ModelError, match="a directory without one"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="must hold an object"):

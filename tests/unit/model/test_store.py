@@ -2,25 +2,38 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 
 import limn
 from limn.config import Architecture, ResNetConfig, TextConfig, ViTConfig
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, ModelError
+from limn.errors import ConfigError, LimnError, ModelError, StorageError
 from limn.model import convert
 from limn.model.clip import CLIP
+from limn.model.doctor import examine
 from limn.model.pickles import OPENAI_FILES
 from limn.model.store import load
+from limn.model.zoo import PAPER, ZOO
 
 TEXT = TextConfig(layers=2, width=128, heads=2, vocab_size=602, context_length=20)
 VIT = Architecture(image=ViTConfig(layers=2, width=64, heads=1, patch_size=8), text=TEXT, embed_dim=32, image_size=32)
 RESNET = replace(VIT, image=ResNetConfig(layers=(1, 2, 1, 1), width=8, heads=4), image_size=64)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the two were of the paper: files without a config are read for its shapes alone."""
+    monkeypatch.setitem(ZOO, "RN50", RESNET)
+    monkeypatch.setitem(ZOO, "ViT-B/32", VIT)
 
 
 @pytest.fixture(params=[VIT, RESNET], ids=["ViT", "ResNet"])
@@ -94,6 +107,7 @@ def test_an_open_clip_directory(model: CLIP, tmp_path: Path):
     assert_same(model, load(tmp_path / "open_clip_model.safetensors"))  # the config beside it is used
 
 
+@pytest.mark.usefixtures("known")
 def test_the_activation_is_part_of_the_checkpoint(model: CLIP, tmp_path: Path):
     write_open_clip(tmp_path, model)
     path = tmp_path / "open_clip_config.json"
@@ -101,6 +115,9 @@ def test_the_activation_is_part_of_the_checkpoint(model: CLIP, tmp_path: Path):
     config["model_cfg"]["quick_gelu"] = False
     path.write_text(json.dumps(config))
     assert load(tmp_path).architecture.activation == "gelu"
+    for place in (tmp_path, tmp_path / "open_clip_model.safetensors"):
+        with pytest.raises(ModelError, match="must be what its config says, gelu"):
+            load(place, activation="quick_gelu")
     path.unlink()
     with pytest.raises(ModelError, match="must be known: weights do not say it"):
         load(tmp_path / "open_clip_model.safetensors")
@@ -169,6 +186,7 @@ def archive(model: CLIP, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("known")
 def test_an_archive_of_openai_is_opened_by_its_hash_or_by_trust(
     archive: Path, model: CLIP, monkeypatch: pytest.MonkeyPatch
 ):
@@ -189,21 +207,31 @@ def test_an_archive_of_openai_is_opened_by_its_hash_or_by_trust(
         load(archive)
 
 
-def test_a_damaged_archive_is_explained(archive: Path):
-    content = archive.read_bytes()
-    archive.write_bytes(
-        content.replace(b"constants.pkl", b"constants.pkl")[:-200] + content[-200:].replace(b"\0", b"\1")
-    )
-    with pytest.raises(ModelError):
-        load(archive, trust=True, activation="gelu", allow_pickle=True)
+def test_a_damaged_archive_is_explained(tmp_path: Path):
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # looks like one, but there is nothing in it
+        archive.writestr("model/constants.pkl", b"")
+    with pytest.raises(ModelError, match=r"The TorchScript archive .* must be whole"):
+        load(path, trust=True, activation="gelu")
+    path.write_bytes(b"PK half a file")
+    with pytest.raises(ModelError, match="tensors and nothing else"):
+        load(path, allow_pickle=True, activation="gelu")
 
 
+@pytest.mark.usefixtures("known")
 def test_pickles_need_a_word_and_run_nothing(model: CLIP, tmp_path: Path):
     write_open_clip(tmp_path, model, "open_clip_pytorch_model.bin")
     with pytest.raises(ModelError, match="only the pickle"):
         load(tmp_path)
     assert_same(model, load(tmp_path, allow_pickle=True))
-    checkpoint = {"state_dict": {f"module.{k}": v for k, v in load_file_or_pickle(tmp_path).items()}, "epoch": 3}
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')  # and a pickle of transformers': neither is opened
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match="only the pickle"):
+        load(tmp_path)
+    weights = torch.load(tmp_path / "open_clip_pytorch_model.bin", weights_only=True)
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    assert_same(model, load(tmp_path))  # what is safe comes first
+    checkpoint = {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}, "epoch": 3}
     torch.save(checkpoint, tmp_path / "epoch_3.pt")
     with pytest.raises(ModelError, match="a pickle"):
         load(tmp_path / "epoch_3.pt")
@@ -217,10 +245,6 @@ def test_pickles_need_a_word_and_run_nothing(model: CLIP, tmp_path: Path):
     with pytest.raises(ModelError, match="tensors and nothing else"):
         load(tmp_path / "bad.pt", allow_pickle=True)
     assert not (tmp_path / "canary").exists()
-
-
-def load_file_or_pickle(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
 
 
 # --- directories of transformers -------------------------------------------------------------------------------------
@@ -287,7 +311,7 @@ def test_every_tensor_that_does_not_fit_is_listed(hf_folder: Path):
 
 def test_another_kind_of_model_and_a_config_alone(hf_folder: Path, tmp_path: Path):
     (hf_folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="a clip config without weights"):
+    with pytest.raises(ModelError, match="a CLIP's config without weights"):
         load(hf_folder)
     edit(hf_folder / "config.json", lambda config: config.update(model_type="bert"))
     with pytest.raises(ModelError, match="another kind of model, bert"):
@@ -297,10 +321,11 @@ def test_another_kind_of_model_and_a_config_alone(hf_folder: Path, tmp_path: Pat
 def test_the_hub_is_asked_only_by_its_name(hf_folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or hf_folder)
-    assert load("hf-hub:org/name").architecture == VIT
+    assert load("hf-hub:org/name@v1").architecture == VIT
     (name, options), *rest = asked
-    assert name == "org/name" and not rest
+    assert name == "org/name" and options["revision"] == "v1" and not rest
     assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in options["allow_patterns"])
+    assert options["ignore_patterns"] == ["*/*"]
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network")
@@ -308,6 +333,153 @@ def test_the_hub_is_asked_only_by_its_name(hf_folder: Path, monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(ModelError, match="hf-hub:org/name must be on the hub"):
         load("hf-hub:org/name")
+
+
+def test_weights_without_a_config_are_read_for_the_papers_shapes_alone(model: CLIP, tmp_path: Path):
+    save_file(convert.to_openai(model.state_dict(), model.architecture), tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match="heads do not show in weights"):
+        load(tmp_path / "weights.safetensors", activation="gelu")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_shapes_are_recognised(name: str):
+    with torch.device("meta"):
+        weights = CLIP(ZOO[name]).state_dict()
+    assert convert.architecture_from_weights(convert.to_openai(weights, ZOO[name]), "quick_gelu") == ZOO[name]
+
+
+def test_hugging_faces_weights_alone_are_sent_to_their_config(hf_folder: Path):
+    with pytest.raises(ModelError, match="Load the directory"):
+        load(hf_folder / "model.safetensors", activation="gelu")
+
+
+def test_newer_directories_keep_the_preprocessing_elsewhere(hf_folder: Path, capsys: pytest.CaptureFixture[str]):
+    values = json.loads((hf_folder / "preprocessor_config.json").read_text())
+    (hf_folder / "preprocessor_config.json").unlink()
+    (hf_folder / "processor_config.json").write_text(
+        json.dumps({"image_processor": values | {"image_mean": [0.5] * 3}})
+    )
+    assert load(hf_folder).architecture.image_mean == (0.5, 0.5, 0.5)
+    edit(hf_folder / "processor_config.json", lambda config: config["image_processor"].update(rescale_factor=1 / 127.5))
+    with pytest.raises(ModelError, match="rescale_factor"):
+        load(hf_folder)
+    (hf_folder / "processor_config.json").unlink()
+    assert load(hf_folder).architecture.image_mean == VIT.image_mean
+    assert "does not say how it prepares pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"limn": "x"}'),
+        ("config.json", '{"limn": {}}'),
+        ("config.json", '{"model_type": "clip", "vision_config": 7}'),
+        ("config.json", '{"model_type": "clip", "text_config": {"hidden_size": "64"}}'),
+        ("config.json", '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}'),
+        ("open_clip_config.json", "[]"),
+        ("open_clip_config.json", '{"model_cfg": {"vision_cfg": null}}'),
+        ("open_clip_config.json", '{"model_cfg": {"embed_dim": 32, "vision_cfg": {"head_width": 0}}}'),
+        ("open_clip_config.json", '{"model_cfg": {"embed_dim": 32}, "preprocess_cfg": {"mean": 0.5}}'),
+    ],
+)
+def test_malformed_configs_are_errors_of_ours(hf_folder: Path, file: str, content: str):
+    if file != "config.json":
+        (hf_folder / "config.json").unlink()
+    (hf_folder / file).write_text(content)
+    with pytest.raises(LimnError):
+        load(hf_folder)
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": {"a": 1, "b": "x"}}', '{"weight_map": []}', "{}", "[]"])
+def test_a_malformed_index(hf_folder: Path, content: str):
+    (hf_folder / "model.safetensors").unlink()
+    (hf_folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(LimnError):
+        load(hf_folder)
+
+
+def test_a_tokenizer_in_another_form_is_not_replaced_by_openais(hf_folder: Path):
+    (hf_folder / "vocab.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"must be in a tokenizer\.json"):
+        load(hf_folder)
+
+
+# --- saving over what is there ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_other_things_is_left_alone(model: CLIP, hf_folder: Path, tmp_path: Path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").write_text("mine")
+    for folder, named in ((tmp_path / "own", "notes.txt"), (hf_folder, "config.json")):
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(StorageError, match=named):
+            model.save(folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(StorageError, match=r"notes\.txt"):
+        model.save(tmp_path / "own" / "notes.txt")
+
+
+def test_nothing_of_the_model_before_stays(model: CLIP, tokenizer: Tokenizer, tmp_path: Path):
+    limn.create("ViT-mini", tokenizer=tokenizer).save(tmp_path / "model")
+    (tmp_path / "model" / "onnx").mkdir()
+    model.save(tmp_path / "model")
+    model.save(tmp_path / "fresh")
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {p.name for p in (tmp_path / "fresh").iterdir()}
+    assert_same(model, load(tmp_path / "model"))
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "fresh"}
+
+
+@pytest.mark.parametrize("step", ["golden_vectors", "write_tensors"])
+def test_a_save_that_fails_changes_nothing(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str):
+    model.save(tmp_path / "model")
+    expected = features(model)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"limn.model.store.{step}", fail)
+    with torch.no_grad():
+        model.log_logit_scale += 1
+    with pytest.raises(StorageError, match="No space left"):
+        model.save(tmp_path / "model")
+    assert all(torch.equal(a, b) for a, b in zip(features(load(tmp_path / "model")), expected, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_an_error_of_ours(model: CLIP, tmp_path: Path):
+    code = f"""
+import resource, limn
+model = limn.load({str(tmp_path / "model")!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    model.save({str(tmp_path / "copy")!r})
+except limn.StorageError as error:
+    print(error)
+"""
+    model.save(tmp_path / "model")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "must be written whole" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_loaded_model_does_not_live_in_the_file(model: CLIP, tmp_path: Path):
+    model.save(tmp_path)
+    loaded = load(tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:  # as cp and rsync --inplace do
+        file.seek(-1000, 2)
+        file.write(b"\1" * 1000)
+    assert_same(model, loaded)
+
+
+def test_golden_vectors_are_those_of_the_file_whatever_state_the_model_is_in(model: CLIP, tmp_path: Path):
+    model.save(tmp_path / "model")
+    half = load(tmp_path / "model", precision="bf16")
+    half.train()
+    half.image.eval()
+    half.save(tmp_path / "half")
+    assert half.training and not half.image.training and half.image.dtype == torch.bfloat16
+    assert all(check.fine for check in examine(str(tmp_path / "half")))
 
 
 # --- another resolution, another precision ---------------------------------------------------------------------------
@@ -327,6 +499,7 @@ def test_another_resolution_resizes_the_grid_and_keeps_the_class_token(model: CL
     with torch.no_grad():  # a constant grid stays what it is: bicubic weights sum to one
         getattr(model.image, "attention_pool", model.image).positional_embedding[1:] = 0.25
     model.resize_pictures(96)
+    assert model.fingerprint is None
     resized = getattr(model.image, "attention_pool", model.image).positional_embedding[1:]
     assert torch.allclose(resized, torch.tensor(0.25), atol=1e-6)
 
@@ -339,6 +512,9 @@ def test_a_size_that_does_not_divide_is_refused(model: CLIP):
 def test_bfloat16_weights_halve_the_memory_and_keep_the_direction(model: CLIP, tmp_path: Path):
     model.save(tmp_path)
     half = load(tmp_path, precision="bf16")
+    assert half.fingerprint != model.fingerprint  # other features, other name
+    with pytest.raises((ConfigError, TypeCheckError), match="fp16"):
+        load(tmp_path, precision="fp16")  # type: ignore[arg-type]
     assert half.image.dtype == torch.bfloat16 and half.log_logit_scale.dtype == torch.float32
     for a, b in zip(features(model), features(half), strict=True):
         assert b.dtype == torch.float32
