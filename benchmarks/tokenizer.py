@@ -2,10 +2,10 @@
 
     python benchmarks/tokenizer.py [--captions FOLDER_OF_TARS]
 
-Both run in the same process where open_clip can be imported: `PYTHONPATH=src .peers/bin/python benchmarks/tokenizer.py`
-(there with limn's dependencies). Medians of interleaved runs. OpenAI's tokenizer keeps each word that it has seen, so
-its first run is the slow one and the median is kind to it. The mixed set has every fifth caption with signs or
-letters outside ASCII. Without img2dataset tars (`.txt` and `.json` with "captions") the captions are made up.
+Both run in the same process where open_clip can be imported (make peers). Medians of interleaved runs. OpenAI's
+tokenizer keeps each word that it has seen, so its first run is the slow one and the median is kind to it. The mixed set
+has every fifth caption with signs or letters outside ASCII. Without img2dataset tars (`.json` with "captions") the
+captions are made up.
 """
 
 import argparse
@@ -23,7 +23,6 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # b
 from limn.data.tokenizer import Tokenizer
 
 REPEATS = 5
-CAPTIONS = Path("/work/shared/data/aerial-captions")
 COLOURS = ["red", "green", "blue", "grey", "white", "brown", "yellow", "dark", "bright", "old"]
 THINGS = ["dog", "house", "river", "car", "tree", "boat", "bridge", "table", "field", "bird"]
 PLACES = ["beach", "street", "desk", "hill", "lake", "roof", "farm", "city", "garden", "harbour"]
@@ -77,10 +76,10 @@ def measure(captions: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=Path, default=CAPTIONS)
-    captions = real(folder := parser.parse_args().captions)
-    source = str(folder) if captions else f"made up: no captions in {folder}"
-    captions = captions or made_up()
+    parser.add_argument("--captions", type=Path)
+    folder = parser.parse_args().captions
+    captions = real(folder) if folder else made_up()
+    source = folder.name if folder else "made up"
     mixed = [f"{text} {FOREIGN[i // 5 % len(FOREIGN)]}" if i % 5 == 0 else text for i, text in enumerate(captions)]
     start = time.perf_counter()
     Tokenizer.openai()

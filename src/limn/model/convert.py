@@ -474,7 +474,7 @@ def _others(section: str, settings: dict[str, Any], neutral: dict[str, Any]) -> 
     return [
         f"{section}.{name} is {value!r}"
         for name, value in settings.items()
-        if name not in neutral or (value != neutral[name] and value is not None)
+        if value is not None and (name not in neutral or value != neutral[name])
     ]
 
 

@@ -80,7 +80,8 @@ def _read_folder(folder: Path, *, allow_pickle: bool) -> Parts:
             return _read_hf(folder, config, file)
         if is_open_clip and (file := _first(folder, OPEN_CLIP_FILES, pickles=pickles)):
             return _read_open_clip(folder, file)
-    if pickle := _first(folder, HF_FILES if is_clip else OPEN_CLIP_FILES, pickles=True):
+    pickle = _first(folder, HF_FILES if is_clip else OPEN_CLIP_FILES, pickles=True)
+    if pickle and (is_clip or is_open_clip):
         raise ModelError(
             f"The weights in {folder}",
             must="be safetensors: a pickle could run code",

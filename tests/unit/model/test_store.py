@@ -314,6 +314,7 @@ def test_another_kind_of_model_and_a_config_alone(hf_folder: Path, tmp_path: Pat
     with pytest.raises(ModelError, match="a CLIP's config without weights"):
         load(hf_folder)
     edit(hf_folder / "config.json", lambda config: config.update(model_type="bert"))
+    save_file({"weight": torch.zeros(1)}, hf_folder / "model.safetensors")
     with pytest.raises(ModelError, match="another kind of model, bert"):
         load(hf_folder)
 
