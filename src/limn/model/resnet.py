@@ -38,9 +38,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows columns"]:
         """One block."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.pool(F.relu(self.bn2(self.conv2(out))))
-        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        # in place, for nobody needs what goes in: neither the gradient of a norm nor that of a sum
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.pool(F.relu(self.bn2(self.conv2(out)), inplace=True))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x), inplace=True)
 
 
 class AttentionPool(nn.Module):
@@ -121,5 +122,5 @@ class ResNet(nn.Module):
         """The embedding of each normalised picture."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            x = F.relu(norm(conv(x)))
+            x = F.relu(norm(conv(x)), inplace=True)
         return self.attention_pool(self.blocks(self.pool(x)))
