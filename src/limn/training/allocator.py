@@ -1,7 +1,7 @@
 """Memory of a training process on a CPU: what is freed stays with the process.
 
 A step allocates and frees gigabytes of activations. glibc gives large blocks back to the kernel at once, and the next
-step pays for fresh, zeroed pages: a third of an RN50's step (docs/decisions/0007, benchmarks/towers.py).
+step pays for fresh, zeroed pages: a third of an RN50's step (docs/decisions/0007).
 """
 
 import ctypes

@@ -26,6 +26,8 @@ from limn.model.transformer import attention, attention_reference
 from limn.model.vit import ViT
 from limn.model.zoo import PAPER, ZOO, create
 
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
 
 @pytest.fixture
 def model(tokenizer: Tokenizer) -> CLIP:
@@ -87,6 +89,15 @@ def test_captions_in_groups_equal_captions_whole_in_value_and_gradient(
     assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*gradients, strict=True))
 
 
+def assert_equal_in_value_and_gradient(module: nn.Module, fast: Encode, whole: Encode, x: torch.Tensor) -> None:
+    """In float64, where what differs is the order of sums, some 1e-16 a term."""
+    values = [encode(x) for encode in (fast, whole)]
+    weights = torch.randn(values[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = [torch.autograd.grad((value * weights).sum(), [x, *module.parameters()]) for value in values]
+    assert torch.allclose(*values, atol=1e-12)
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_the_vit_without_what_nobody_reads_equals_the_whole_one_in_value_and_gradient(
     activation: Literal["gelu", "quick_gelu"], generator: torch.Generator
@@ -94,29 +105,14 @@ def test_the_vit_without_what_nobody_reads_equals_the_whole_one_in_value_and_gra
     with torch.random.fork_rng():
         encoder = ViT(ViTConfig(layers=3, width=32, heads=4, patch_size=4), 16, 12, activation).double()
     x = torch.randn(5, 3, 12, 12, generator=generator, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(5, 16, generator=generator, dtype=torch.float64)
-    values, gradients = [], []
-    for encode in (encoder.forward, encoder.encode_whole):
-        out = encode(x)
-        values.append(out.detach())
-        gradients.append(torch.autograd.grad((out * weights).sum(), [x, *encoder.parameters()]))
-    # float64: what differs is the order of sums
-    assert torch.allclose(*values, atol=1e-12)
-    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*gradients, strict=True))
+    assert_equal_in_value_and_gradient(encoder, encoder.forward, encoder.encode_whole, x)
 
 
 def test_the_attention_pool_of_one_query_equals_that_of_all_in_value_and_gradient(generator: torch.Generator):
     with torch.random.fork_rng():
         pool = AttentionPool(9, 32, 4, 16).double()
     x = torch.randn(5, 32, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(5, 16, generator=generator, dtype=torch.float64)
-    values, gradients = [], []
-    for attend in (pool.forward, pool.attend_whole):
-        out = attend(x)
-        values.append(out.detach())
-        gradients.append(torch.autograd.grad((out * weights).sum(), [x, *pool.parameters()]))
-    assert torch.allclose(*values, atol=1e-12)
-    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*gradients, strict=True))
+    assert_equal_in_value_and_gradient(pool, pool.forward, pool.attend_whole, x)
 
 
 def test_channels_last_is_a_layout_not_another_result(tokenizer: Tokenizer, generator: torch.Generator):
