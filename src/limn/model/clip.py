@@ -79,6 +79,14 @@ class CLIP(nn.Module):
         with torch.no_grad():
             self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
+    def recompute_blocks(self, on: bool = True) -> None:
+        """Whether the blocks of both encoders keep their inputs alone for the gradient, and are run again for it.
+
+        A third more arithmetic for a fraction of the memory; gradients and running statistics stay the same.
+        """
+        for encoder in (self.image, self.text):
+            encoder.blocks.recompute = on
+
     def forward(
         self, pixels: Tensor, tokens: Int[Tensor, "batch context"]
     ) -> tuple[Float[Tensor, "batch embed"], Float[Tensor, "batch embed"], Float[Tensor, ""]]:
@@ -111,8 +119,7 @@ class CLIP(nn.Module):
         pixels = pixels.to(device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             pixels = (pixels.float() / 255 - self._mean) / self._std
-        embedding = self.image(pixels.to(self.image.dtype)).float()
-        return F.normalize(embedding, dim=-1) if normalize else embedding
+        return finish(self.image(pixels.to(self.image.dtype)), normalize)
 
     def encode_text(
         self, texts: str | Sequence[str] | Int[Tensor, "batch context"], *, normalize: bool = True
@@ -134,8 +141,7 @@ class CLIP(nn.Module):
                 got=int(tokens.max()),
                 then="Tokenise with the tokenizer that the model was trained with.",
             )
-        embedding = self.text(tokens.to(self.log_logit_scale.device, non_blocking=True)).float()
-        return F.normalize(embedding, dim=-1) if normalize else embedding
+        return finish(self.text(tokens.to(self.log_logit_scale.device, non_blocking=True)), normalize)
 
     def resize_pictures(self, size: int) -> None:
         """Take pictures of another size from now on: position embeddings are resized, the rest stays.
@@ -182,6 +188,12 @@ class CLIP(nn.Module):
         from limn.model.store import save
 
         save(self, Path(folder), card)
+
+
+def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Tensor, "batch embed"]:
+    """Embeddings as they leave a tower, and features: float32, in tests of exactness float64."""
+    embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
+    return F.normalize(embedding, dim=-1) if normalize else embedding
 
 
 def _pixels(picture: Picture, size: int, *, fast: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from limn.config import ResNetConfig
-from limn.model.transformer import attention
+from limn.model.transformer import Blocks, attention
 
 EXPANSION = 4
 
@@ -81,7 +81,7 @@ class AttentionPool(nn.Module):
             linear(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear, tokens in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
-        return attention(query, key, value).transpose(1, 2).flatten(2)
+        return attention(query, key, value, training=self.training).transpose(1, 2).flatten(2)
 
 
 class ResNet(nn.Module):
@@ -103,7 +103,7 @@ class ResNet(nn.Module):
             for block in range(blocks):
                 stages.append(Bottleneck(channels, inside, stride=2 if stage > 0 and block == 0 else 1))
                 channels = EXPANSION * inside
-        self.blocks = nn.Sequential(*stages)
+        self.blocks = Blocks(*stages)
         side = image_size // config.stride
         self.attention_pool = AttentionPool(side**2, channels, config.heads, embed_dim)
         # the layout that convolutions are fastest in, on CPUs and GPUs

@@ -140,7 +140,7 @@ def _write(
         write_json(folder / "tokenizer_config.json", convert.tokenizer_config(shape))
     write_json(folder / "preprocessor_config.json", convert.preprocessor_config(shape))
     # from the tensors that were written, on the CPU: not from a model that may train, on a GPU, in bfloat16
-    golden = golden_vectors(_filled(shape, weights, tokenizer, where="the model"))
+    golden = golden_vectors(filled(shape, weights, tokenizer, where="the model"))
     write_tensors(folder / "golden.safetensors", golden, made_with=f"torch {torch.__version__}")
     write_text(
         folder / "README.md",
@@ -206,7 +206,7 @@ def load(
             got=activation,
             then="Leave it out: it is for weight files without a config.",
         )
-    model = _filled(shape, weights, tokenizer, where=str(folder))
+    model = filled(shape, weights, tokenizer, where=str(folder))
     model.fingerprint = fingerprint(shape, model.state_dict(), tokenizer)
     own = read_config(folder).get("limn")
     if own is not None and own.get("fingerprint") != model.fingerprint:
@@ -236,7 +236,7 @@ def model_folder(path: str | Path, *, allow_pickle: bool = False) -> Path:
     return folder / "model" if (folder / "model" / "config.json").is_file() else folder
 
 
-def _filled(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None, *, where: str) -> CLIP:
+def filled(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None, *, where: str) -> CLIP:
     """A model for inference with `weights`, which it does not share with the file that they came from."""
     with torch.device("meta"):  # no time for random weights that are overwritten
         model = CLIP(shape, tokenizer)

@@ -6,6 +6,7 @@ last block is computed for [EOS] alone.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -36,10 +37,14 @@ class TextEncoder(nn.Module):
         """The embedding of each caption; equal to `encode_whole` in value and gradient."""
         if len(tokens) == 0:
             return self.encode_whole(tokens)
-        lengths = tokens.argmax(dim=-1) + 1
-        order = lengths.argsort(stable=True)
+        ends = tokens.argmax(dim=-1)
+        order = ends.argsort(stable=True)
+        words, places = tokens.unique(return_inverse=True)
+        # a token's gradient is the sum over its places: over the vectors in use, in float32 even if the weights are
+        # bfloat16; that of the whole table, as large as the vocabulary, is made once and not for each group
+        vectors = self.token_embedding(words).to(self.positional_embedding.dtype)
         groups = [
-            self.encode_cut(tokens[rows, : int(lengths[rows[-1]])])
+            self.encode_cut(F.embedding(places[rows, : int(ends[rows[-1]]) + 1], vectors), ends[rows])
             for rows in order.chunk(GROUPS if len(order) >= 8 * GROUPS else 1)
         ]
         return torch.cat(groups)[order.argsort()]
@@ -49,7 +54,9 @@ class TextEncoder(nn.Module):
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         return self.projection(self.norm(at(self.blocks(x), tokens.argmax(dim=-1))))
 
-    def encode_cut(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch embed"]:
-        """`encode_whole` with the last block at [EOS] alone."""
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        return self.projection(self.norm(self.blocks.only(x, tokens.argmax(dim=-1))))
+    def encode_cut(
+        self, vectors: Float[Tensor, "batch tokens hidden"], ends: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch embed"]:
+        """`encode_whole` from the tokens' vectors on, with the last block at [EOS] alone."""
+        x = vectors + self.positional_embedding[: vectors.shape[1]]
+        return self.projection(self.norm(self.blocks.only(x, ends)))

@@ -2,12 +2,20 @@
 
 Axes: batch, tokens, hidden; heads x head_dim = hidden. Both encoders read one token of the last block's output (the
 class token, [EOS]), and the others of that block need not be computed: `Transformer.only`.
+
+What training keeps in memory is decided here too: `QuickGELU` keeps its input alone, and `Blocks`, which the ResNet is
+made of as well, can keep each block's input alone and compute the rest again.
 """
+
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from limn.config import Activation
 
@@ -39,13 +47,15 @@ def attention(
     *,
     causal: bool = False,
     visible: Bool[Tensor, "batch 1 #queries tokens"] | None = None,
+    training: bool = False,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
     """`attention_reference` by the fastest way at hand.
 
     torch's fused kernel is several times slower than the plain form when training in bfloat16 on a CPU
-    (docs/decisions/0003), and faster everywhere else.
+    (docs/decisions/0003), and faster everywhere else. `training` is the module's and decides alone: the two forms
+    round differently, and features must not depend on whether a gradient is wanted.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if training and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attention_reference(query, key, value, causal=causal, visible=visible)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=causal)
 
@@ -62,7 +72,8 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens hidden"]:
         """Each token's mixture of the values of those that it may see."""
         query, key, value = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out_proj(attention(query, key, value, causal=self.causal).transpose(1, 2).flatten(2))
+        gathered = attention(query, key, value, causal=self.causal, training=self.training)
+        return self.out_proj(gathered.transpose(1, 2).flatten(2))
 
     def only(
         self, x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]
@@ -77,17 +88,41 @@ class Attention(nn.Module):
         visible = None
         if self.causal:
             visible = (torch.arange(x.shape[1], device=x.device) <= rows[:, None])[:, None, None, :]
-        return self.out_proj(attention(query, key, value, visible=visible).flatten(1))
+        return self.out_proj(attention(query, key, value, visible=visible, training=self.training).flatten(1))
+
+
+def quick_gelu_reference(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x * sigmoid(1.702 x), the approximation of GELU that the paper's weights were trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """`quick_gelu_reference`, which keeps x alone for the gradient: autograd would keep the sigmoid as well.
+
+    Both ways take one new piece of memory.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (1.702 * x).sigmoid_().mul_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        # QuickGELU is silu(1.702 x) / 1.702, so its derivative is silu's at 1.702 x. torch's kernel rounds once, where
+        # the formula in steps, s (1 + 1.702 x (1 - s)), would round to bfloat16 after each
+        scaled = 1.702 * x
+        return torch.ops.aten.silu_backward.grad_input(gradient, scaled, grad_input=scaled)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU that the paper's weights were trained with."""
+    """`quick_gelu_reference` with little memory."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Element by element."""
-        if torch.is_grad_enabled():
-            return x * torch.sigmoid(1.702 * x)
-        return (1.702 * x).sigmoid_().mul_(x)  # the same in one piece of memory, which the gradient could not do with
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Element by element; can be differentiated once."""
+        return _QuickGELU.apply(x)
 
 
 class MLP(nn.Module):
@@ -127,8 +162,51 @@ class Block(nn.Module):
         return row + self.mlp(self.norm_2(row))
 
 
-class Transformer(nn.Sequential):
-    """Blocks, one after the other."""
+class Blocks(nn.Sequential):
+    """Blocks, one after the other.
+
+    With `recompute` each of them keeps its inputs alone for the gradient and is run again when that is computed.
+    """
+
+    recompute: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What leaves the last block."""
+        for block in self:
+            input = self.run(block, input)
+        return input
+
+    def run(self, block: nn.Module, *inputs: Tensor, method: str = "__call__") -> Tensor:
+        """`block.method(*inputs)`, with `recompute` so that nothing but the inputs is kept.
+
+        Always through the block itself, for hooks gather its weights there when they are sharded over ranks.
+        """
+        function = getattr(block, method)
+        if not (self.recompute and torch.is_grad_enabled()):
+            return function(*inputs)
+        contexts = nullcontext(), UnchangedBuffers(block)
+        return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+
+
+class UnchangedBuffers:
+    """Leaves the buffers of a module as it found them, whenever it is entered.
+
+    A BatchNorm that is run again for the gradient must not count the batch in its running statistics again.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.before = [buffer.clone() for buffer in self.module.buffers()]
+
+    def __exit__(self, *_: object) -> None:
+        for buffer, before in zip(self.module.buffers(), self.before, strict=True):
+            buffer.copy_(before)
+
+
+class Transformer(Blocks):
+    """Attention blocks."""
 
     def __init__(self, hidden: int, heads: int, layers: int, *, causal: bool, activation: Activation) -> None:
         super().__init__(*(Block(hidden, heads, causal=causal, activation=activation) for _ in range(layers)))
@@ -139,9 +217,8 @@ class Transformer(nn.Sequential):
         """`forward(x)` at one row of each element: the last block computes nothing else."""
         *others, last = self
         for block in others:
-            x = block(x)
-        assert isinstance(last, Block)
-        return last.only(x, rows)
+            x = self.run(block, x)
+        return self.run(last, x, rows, method="only")
 
 
 def at(x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch hidden"]:
