@@ -23,6 +23,7 @@ settings.load_profile("limn")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-snapshots", action="store_true", help="write what the contracts compare with anew")
     parser.addoption("--parity-table", metavar="FILE", help="write the differences that tests/parity measure as JSON")
+    parser.addoption("--ranks-table", metavar="FILE", help="write how far several ranks are from one as JSON")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ An architecture (`Architecture`) is data too: the zoo holds them by name and a m
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -144,17 +144,34 @@ class OptimConfig:
     """Peak learning rate."""
     weight_decay: float = 0.2
     beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
+    beta2: float | None = None
+    """None: the paper's for the image encoder's family, 0.98 for ViTs and 0.999 for ResNets."""
+    eps: float | None = None
+    """None: the paper's for the image encoder's family, 1e-6 for ViTs and 1e-8 for ResNets."""
     warmup_share: float = 0.05
     """Share of all steps in which the learning rate rises linearly from zero."""
+    warmup_steps: int | None = None
+    """The same as a number of steps; it goes before the share."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this global norm where theirs is larger."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """bf16: Adam's two moments take half the memory; they are rounded stochastically, so their means are unbiased."""
+    bf16_weights: tuple[Literal["image", "text"], ...] = ()
+    """Encoders whose matrices are kept in bf16, rounded stochastically; the paper: text. Needs train.precision bf16."""
+    ema_decay: float | None = None
+    """Also keep an exponential moving average of the weights, with this decay per step; it goes into RUN/model-ema."""
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "lr of optim", "be positive", self.lr, "Recipes use 5e-4 to 3e-3.")
         check(self.weight_decay >= 0, "weight-decay of optim", "not be negative", self.weight_decay, "The paper: 0.2.")
-        check(self.eps > 0, "eps of optim", "be positive", self.eps, "The paper: 1e-6 for ViTs, 1e-8 for ResNets.")
-        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
-            check(0 <= beta < 1, f"{name} of optim", "lie in [0, 1)", beta, "The paper: 0.9 and 0.98 or 0.999.")
+        for name, value, usual in (
+            ("eps", self.eps, "1e-6 for ViTs, 1e-8 for ResNets"),
+            ("clip-norm", self.clip_norm, "1.0"),
+        ):
+            check(value is None or value > 0, f"{name} of optim", "be positive", value, f"Usual: {usual}.")
+        for name, decay in (("beta1", self.beta1), ("beta2", self.beta2), ("ema-decay", self.ema_decay)):
+            fine = decay is None or 0 <= decay < 1
+            check(fine, f"{name} of optim", "lie in [0, 1)", decay, "The paper: beta1 0.9, beta2 0.98 or 0.999.")
         check(
             0 <= self.warmup_share < 1,
             "warmup-share of optim",
@@ -162,18 +179,42 @@ class OptimConfig:
             self.warmup_share,
             "It is a share of all steps, such as 0.05.",
         )
+        fine = self.warmup_steps is None or self.warmup_steps >= 0
+        check(fine, "warmup-steps of optim", "not be negative", self.warmup_steps, "The paper: 2000.")
+
+    def for_encoder(self, image: ResNetConfig | ViTConfig) -> "OptimConfig":
+        """With beta2 and eps filled in by the family of the image encoder (paper table 18)."""
+        beta2, eps = (0.999, 1e-8) if isinstance(image, ResNetConfig) else (0.98, 1e-6)
+        return replace(
+            self, beta2=beta2 if self.beta2 is None else self.beta2, eps=eps if self.eps is None else self.eps
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how many at once, how precise."""
+    """How long, how many at once, how precise, on how many machines."""
 
     batch_size: int
-    """Pairs in one step: each picture meets every caption of the batch."""
+    """Pairs in one step, over all ranks: each picture meets every caption of the batch."""
     epochs: float
     """Times that the pairs are seen."""
+    micro_batch: int | None = None
+    """Pairs whose activations are in memory at once, on each rank; all of its pairs by default. The gradient is that
+    of the whole batch; a ResNet's BatchNorm takes its statistics over micro-batches."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the machine computes in it, float32 otherwise. Features, loss and weights stay float32."""
+    recompute_blocks: bool = False
+    """Keep only the inputs of the encoders' blocks and compute the rest again in the backward pass: less memory, a
+    third more work, the same bits."""
+    duplicates: Literal["negatives", "positives"] = "negatives"
+    """What other pairs of the batch with the same caption or the same picture count as."""
+    non_finite: Literal["stop", "skip", "rewind"] = "stop"
+    """What follows a loss or gradient that is not finite: stop; leave out that step's update; or go back to the last
+    checkpoint and leave out the pairs since. The weights are never touched by such a step."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: every rank holds the whole model (ddp), or a share of each block's weights (fsdp)."""
+    patience_seconds: float = 45.0
+    """A rank that gives no sign of life, or stands still while others wait for it, this long ends the job."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is written at least this often, at Ctrl-C and at the end."""
 
@@ -185,14 +226,19 @@ class TrainConfig:
             self.batch_size,
             "Contrastive learning needs other captions to tell a picture's own from.",
         )
-        check(self.epochs > 0, "epochs of train", "be positive", self.epochs, "Fractions are fine: 0.5.")
         check(
-            self.checkpoint_minutes > 0,
-            "checkpoint-minutes of train",
-            "be positive",
-            self.checkpoint_minutes,
-            "Fractions are fine: 0.5.",
+            self.micro_batch is None or self.micro_batch >= 1,
+            "micro-batch of train",
+            "be at least 1",
+            self.micro_batch,
+            "64 suits a small machine.",
         )
+        check(self.epochs > 0, "epochs of train", "be positive", self.epochs, "Fractions are fine: 0.5.")
+        for name, value in (
+            ("patience-seconds", self.patience_seconds),
+            ("checkpoint-minutes", self.checkpoint_minutes),
+        ):
+            check(value > 0, f"{name} of train", "be positive", value, "Fractions are fine: 0.5.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +254,11 @@ class RunConfig:
     """The run directory. Default: runs/RECIPE."""
     model: str
     """An architecture of the zoo."""
-    tokenizer: Path | None = None
-    """A tokenizer.json. Without it one is trained on the captions."""
+    init: Path | None = None
+    """A model directory or finished run to start from instead of random weights; its position embeddings are resized
+    to the model's pictures, its tokenizer is used."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or openai for the paper's vocabulary. Without it one is trained on the captions."""
     vocab_size: int = 4096
     """Size of a tokenizer trained on the captions."""
     holdout: float = 0.05
@@ -246,9 +295,10 @@ def resolve(config: RunConfig, *, pairs: int) -> Plan:
         "Lower --train.batch-size or add pairs.",
     )
     steps = max(1, math.ceil(config.train.epochs * pairs / batch_size))
+    warmup = config.optim.warmup_steps
     return Plan(
         steps=steps,
-        warmup_steps=round(config.optim.warmup_share * steps),
+        warmup_steps=round(config.optim.warmup_share * steps) if warmup is None else min(warmup, steps),
         total_pairs=steps * batch_size,
     )
 

@@ -20,6 +20,7 @@ from limn.evaluation.classify import classify_pictures
 from limn.evaluation.suite import Evaluation, evaluate_run
 from limn.files import write_bytes
 from limn.model.store import load
+from limn.model.zoo import architecture
 from limn.progress import say
 from limn.recipes import RECIPES
 from limn.report.page import write_report
@@ -63,7 +64,7 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
     say(f"{short(run.tokenizer)}: {Tokenizer.load(run.tokenizer).vocab_size} tokens.")
 
     say("\n3. Training")
-    train_or_continue(replace(config, tokenizer=run.tokenizer), run)
+    train_or_continue(replace(config, tokenizer=str(run.tokenizer)), run)
 
     say("\n4. Zero-shot evaluation on pictures never seen")
     evaluation = evaluate_run(run.path)[0]
@@ -114,7 +115,12 @@ def train_or_continue(config: RunConfig, run: RunDirectory) -> None:
     if not run.config.exists():
         train(config)
         return
-    before, now = (replace(c, data=None, test=None, out=None, tokenizer=None) for c in (run.read_config(), config))
+    before, now = (
+        replace(
+            c, data=None, test=None, out=None, tokenizer=None, optim=c.optim.for_encoder(architecture(c.model).image)
+        )
+        for c in (run.read_config(), config)
+    )
     if before != now:
         raise ConfigError(
             f"The run {run.path}",

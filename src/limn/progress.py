@@ -20,6 +20,12 @@ Advance = Callable[..., None]
 
 
 @contextmanager
+def silent() -> Iterator[Advance]:
+    """A bar that nobody sees: of processes that work beside the one whose bar is shown."""
+    yield lambda *_: None
+
+
+@contextmanager
 def progress(title: str, total: int, *, start: int = 0) -> Iterator[Advance]:
     """A bar of `total` steps, `start` of them done before."""
     if not sys.stderr.isatty():

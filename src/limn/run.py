@@ -9,6 +9,7 @@ RUN/metrics.jsonl    one line for each logged step
 RUN/tensorboard/     the same, for TensorBoard
 RUN/checkpoints/     weights and optimizer state; the newest ones are kept
 RUN/model/           the trained model: what `limn.load` reads
+RUN/model-ema/       the same with averaged weights, if optim.ema_decay is set
 RUN/eval/            one JSON file for each task
 RUN/report.html
 ```
@@ -140,6 +141,11 @@ class RunDirectory:
     def model(self) -> Path:
         """The folder of the trained model."""
         return self.path / "model"
+
+    @property
+    def model_ema(self) -> Path:
+        """The folder of the averaged model, where the run keeps one."""
+        return self.path / "model-ema"
 
     @property
     def evaluations(self) -> Path:

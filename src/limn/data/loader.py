@@ -6,6 +6,7 @@ step ─> order.samples ─> pair ─> decode (kept in memory if it fits) ─> r
 ```
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ from limn.data.sources import Pair, Source
 from limn.data.tokenizer import Tokenizer
 from limn.errors import DataError
 
-AHEAD = 3
-"""Batches that are made ready before they are asked for."""
+AHEAD, AHEAD_BYTES = 3, 2**28
+"""Batches that are made ready before they are asked for: so many, or fewer (one at least) when they are large."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Batch:
     pixels: UInt8[Tensor, "batch 3 height width"]
     tokens: Int[Tensor, "batch context"]
     keys: tuple[str, ...]
+    identities: Int[Tensor, "batch 2"]
+    """64-bit hashes of each pair's picture, before the crop, and caption: equal ones are duplicates."""
 
 
 class Loader:
-    """Training batches of a source, each a pure function of (seed, step).
+    """Training batches of a source, each a pure function of (seed, step). With several ranks each loads its share.
 
     `unreadable` maps the key of each picture that could not be decoded to the reason.
     """
@@ -53,62 +56,78 @@ class Loader:
         batch_size: int,
         seed: int,
         cache_mb: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.source, self.tokenizer, self.images = source, tokenizer, images
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.rank, self.ranks = rank, ranks
         self.unreadable: dict[str, str] = {}
-        self._cache: dict[int, np.ndarray | None] = {}
+        self._cache: dict[int, tuple[np.ndarray, int] | None] = {}
         self._cache_bytes_left = cache_mb * 2**20
 
     def batch(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
-        epochs, indices = samples(self.seed, step * self.batch_size, self.batch_size, len(self.source))
+        """This rank's share of the batch of `step`, counted from 0."""
+        number = self.batch_size // self.ranks
+        first = step * self.batch_size + self.rank * number
+        epochs, indices = samples(self.seed, first, number, len(self.source))
         draws = np.stack([uniform(self.seed, name, epochs, indices) for name in ("area", "across", "down")], axis=1)
         choices = uniform(self.seed, "caption", epochs, indices)
-        crops, captions, keys = [], [], []
+        crops, captions, keys, identities = [], [], [], []
         for index, draw, choice in zip(indices, draws, choices, strict=True):
-            pixels = self._pixels(int(index))
-            if pixels is None:
+            if (decoded := self._pixels(int(index))) is None:
                 continue
+            pixels, picture_hash = decoded
             pair = self.source[int(index)]
             area, across, down = draw.tolist()
             min_area = self.images.crop_min_area
             crops.append(random_crop(pixels, self.image_size, min_area=min_area, draws=(area, across, down)))
             captions.append(pair.captions[int(choice * len(pair.captions))])
             keys.append(pair.key)
-        if len(keys) < 2:
+            identities.append((picture_hash, hash_of(captions[-1].encode())))
+        if len(keys) < (least := 2 if self.ranks == 1 else 1):
             raise DataError(
                 f"The batch of step {step} from {self.source.path}",
-                must="hold at least 2 readable pictures",
+                must=f"hold at least {least} readable pictures",
                 got=f"{len(keys)}: {describe_unreadable(self.unreadable)}",
                 then="Check the pictures.",
             )
-        return Batch(stack(crops), torch.from_numpy(self.tokenizer(captions)), tuple(keys))
+        tokens = torch.from_numpy(self.tokenizer(captions))
+        return Batch(stack(crops), tokens, tuple(keys), torch.tensor(identities))
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The batches of the steps first, ..., last - 1, made ahead by one thread while the model trains."""
+        ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
+        ahead = min(AHEAD, max(1, ahead))
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-            waiting = [thread.submit(self.batch, step) for step in range(first, min(first + AHEAD, last))]
+            waiting = [thread.submit(self.batch, step) for step in range(first, min(first + ahead, last))]
             try:
                 for step in range(first, last):
                     batch = waiting.pop(0).result()
-                    if step + AHEAD < last:
-                        waiting.append(thread.submit(self.batch, step + AHEAD))
+                    if step + ahead < last:
+                        waiting.append(thread.submit(self.batch, step + ahead))
                     yield batch
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _pixels(self, index: int) -> np.ndarray | None:
+    def _pixels(self, index: int) -> tuple[np.ndarray, int] | None:
+        """A picture and its hash."""
         if index in self._cache:
             return self._cache[index]
         pair = self.source[index]
         pixels = _decode(pair, self.images.resize, self.unreadable, draft=True)
+        decoded = None if pixels is None else (pixels, hash_of(np.ascontiguousarray(pixels)))
         size = 0 if pixels is None else pixels.nbytes
         if size <= self._cache_bytes_left:
-            self._cache[index] = pixels
+            self._cache[index] = decoded
             self._cache_bytes_left -= size
-        return pixels
+        return decoded
+
+
+def hash_of(content: bytes | np.ndarray) -> int:
+    """A signed 64-bit hash, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def read_centre(

@@ -1,61 +1,154 @@
-"""Checkpoints: everything that a run needs to continue to the bit, in one safetensors file, no pickle.
+"""Checkpoints: everything that a run needs to continue to the bit, in safetensors, no pickle.
 
-`model.NAME` are weights and BatchNorm statistics, `exp_avg.NAME` and `exp_avg_sq.NAME` AdamW's moments, and the step is
-in the file's metadata. There is no random state to keep: every draw is a function of the seed and the step.
+`model.NAME` are weights and BatchNorm statistics, `exp_avg.NAME` and `exp_avg_sq.NAME` AdamW's moments, `ema.NAME` the
+average of the weights; the step and what else is a number are in the metadata. There is no random state to keep: every
+draw is a function of the seed and the step.
+
+```
+checkpoints/step-00000100.safetensors    written by rank 0, where every rank has the whole model
+checkpoints/step-00000100/               sharded (FSDP): by torch.distributed.checkpoint, one safetensors file per rank,
+                                         and state.json, the metadata
+```
+
+Both are read on any number of ranks, sharded or not.
 """
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from limn.errors import TrainingError
+from limn.errors import StorageError, TrainingError
 from limn.files import write_bytes
 from limn.model.clip import CLIP
 from limn.model.store import load_weights
 from limn.model.tensors import read_tensors
+from limn.run import read_json, write_json
+from limn.training.average import Average
+from limn.training.distributed import World
 
 KEPT = 2
 """Checkpoints that stay on the disk: the newest, and one more should that be damaged."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_checkpoint(folder: Path, model: CLIP, optimizer: torch.optim.AdamW, *, step: int, data: str) -> Path:
-    """Write the state after `step` steps; `data` is the fingerprint of the training data."""
-    tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        tensors |= {f"{moment}.{name}": state[moment].cpu().contiguous() for moment in MOMENTS if moment in state}
-    path = folder / f"step-{step:08d}.safetensors"
-    write_bytes(path, save(tensors, metadata={"step": str(step), "data": data}))
-    for old in checkpoints(folder)[KEPT:]:
-        old.unlink()
+@dataclass(frozen=True)
+class State:
+    """What training changes: all of it is in a checkpoint."""
+
+    model: CLIP
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by their names in a checkpoint; moments are there after the first update."""
+        tensors = {f"model.{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS if moment in state}
+        if self.average is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.average.weights.items()}
+        return tensors
+
+    def updates(self) -> int:
+        """Optimizer steps that changed the weights; a skipped one does not count."""
+        counts = [state["step"] for state in self.optimizer.state.values()]
+        return int(counts[0]) if counts else 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    step: int
+    """Steps done."""
+    left_out: int
+    """Batches that were gone past without a step (train.non_finite rewind): the data is this far ahead of the step."""
+    data: str
+    """The fingerprint of the training data."""
+
+
+def save_checkpoint(folder: Path, state: State, progress: Progress, world: World) -> Path:
+    """Write the state of a run; every rank calls it. Older checkpoints than the newest two go away."""
+    metadata = {
+        "step": str(progress.step),
+        "left_out": str(progress.left_out),
+        "data": progress.data,
+        "updates": str(state.updates()),
+    }
+    tensors = state.tensors()
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        path = _save_sharded(folder / f"step-{progress.step:08d}", tensors, metadata, world)
+    else:
+        path = folder / f"step-{progress.step:08d}.safetensors"
+        if world.rank == 0:
+            write_bytes(path, save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata=metadata))
+    world.barrier()
+    if world.rank == 0:
+        for old in checkpoints(folder)[KEPT:]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return path
+
+
+def _save_sharded(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], world: World) -> Path:
+    """Every rank writes its shards into one folder, which takes its name when all are there."""
+    partial = path.with_name(f".{path.name}.partial")
+    if world.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    world.barrier()
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+    except (OSError, dcp.api.CheckpointException) as error:
+        raise StorageError(
+            f"The checkpoint {path}",
+            must="be written whole",
+            got=str(error).splitlines()[0],
+            then="Make room; the last checkpoint stays, and limn train --resume continues from it.",
+        ) from error
+    if world.rank == 0:
+        write_json(partial / "state.json", metadata)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the one with the most steps first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+    return sorted(folder.glob("step-*"), key=lambda path: path.name.removesuffix(".safetensors"), reverse=True)
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a checkpoint is a whole safetensors file."""
+    """Whether a checkpoint is whole: each of its safetensors files is."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     try:
-        with safe_open(path, framework="pt"):
-            return True
+        for file in files:
+            with safe_open(file, framework="pt"):
+                pass
     except (OSError, SafetensorError):
         return False
+    return bool(files) and (not path.is_dir() or (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, model: CLIP, optimizer: torch.optim.AdamW, *, data: str) -> int:
-    """Put the state of `path` into `model` and `optimizer`; returns the steps already done.
+def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
+    """Put what `path` holds into `state`, sharded as its parameters are.
 
     Raises `TrainingError` if it was trained on other data, `ModelError` if it is of another architecture.
     """
-    tensors = read_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    if path.is_dir():
+        metadata = read_json(path / "state.json")
+        tensors = _read_sharded(path)
+    else:
+        tensors = read_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
     if metadata.get("data") != data:
         raise TrainingError(
             f"The data of the run that {path} belongs to",
@@ -63,14 +156,45 @@ def load_checkpoint(path: Path, model: CLIP, optimizer: torch.optim.AdamW, *, da
             got=f"fingerprint {data[:12]}",
             then="Restore the data, or start a new run with --out.",
         )
+    own = state.model.state_dict()
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    load_weights(model, weights, where=str(path))
-    step = int(metadata["step"])
-    for name, parameter in model.named_parameters():
+    load_weights(state.model, {n: _like(own.get(n), t) for n, t in weights.items()}, where=str(path))
+    for name, parameter in state.model.named_parameters():
         if f"exp_avg.{name}" in tensors:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                # empty_like keeps the parameter's memory order, on which the fused step's rounding depends
-                **{moment: torch.empty_like(parameter).copy_(tensors[f"{moment}.{name}"]) for moment in MOMENTS},
+            state.optimizer.state[parameter] = {
+                "step": torch.tensor(float(metadata["updates"]), device=parameter.device),
+                **{moment: _moment(parameter, tensors[f"{moment}.{name}"]) for moment in MOMENTS},
             }
-    return step
+        if state.average is not None:
+            # a run that only now keeps an average starts it from the weights
+            average = tensors.get(f"ema.{name}", tensors[f"model.{name}"])
+            state.average.weights[name].copy_(_like(parameter, average.float()))
+    return Progress(step=int(metadata["step"]), left_out=int(metadata["left_out"]), data=data)
+
+
+def _read_sharded(path: Path) -> dict[str, Tensor]:
+    """The whole tensors of a sharded checkpoint."""
+    reader = HuggingFaceStorageReader(str(path))
+    described = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in described.items()
+        if isinstance(entry, dcp.TensorStorageMetadata)
+    }
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def _like(own: Tensor | None, tensor: Tensor) -> Tensor:
+    """`tensor` sharded as `own` is."""
+    if isinstance(own, DTensor):
+        return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
+    return tensor
+
+
+def _moment(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A moment of `parameter`, in the precision that it was kept in."""
+    if isinstance(parameter, DTensor):
+        return _like(parameter, tensor)
+    # empty_like keeps the parameter's memory order, on which the fused step's rounding depends
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

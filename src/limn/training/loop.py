@@ -1,11 +1,11 @@
 """Training: `pairs -> batches -> features -> loss -> weights`, read from top to bottom.
 
 A run can be stopped at any moment (Ctrl-C writes a checkpoint first) and resumed to the bit: batches are functions of
-the step, so the step, the weights and AdamW's moments are the whole state.
+the step, so the step, the weights and AdamW's moments are the whole state. Started by torchrun, the same program runs
+on every rank (training/distributed.py).
 """
 
 import json
-import math
 import resource
 import signal
 import sys
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from tensorboardX import SummaryWriter
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from limn.config import Plan, RunConfig, resolve
 from limn.data.loader import Batch, Loader, describe_unreadable
@@ -29,24 +30,32 @@ from limn.data.tokenizer import Tokenizer
 from limn.errors import ConfigError, StorageError, TrainingError
 from limn.files import write_text
 from limn.model.clip import CLIP
+from limn.model.store import filled, load
 from limn.model.zoo import architecture, create
-from limn.objectives.contrastive import contrastive_loss
-from limn.progress import progress, say
+from limn.objectives.contrastive import contrastive_loss_and_accuracy
+from limn.progress import progress, say, silent
 from limn.run import RunDirectory, to_json, write_json
 from limn.training.allocator import keep_freed_memory
-from limn.training.checkpoint import checkpoints, is_readable, load_checkpoint, save_checkpoint
-from limn.training.optimizer import make_optimizer
+from limn.training.average import Average
+from limn.training.checkpoint import Progress, State, checkpoints, is_readable, load_checkpoint, save_checkpoint
+from limn.training.distributed import World, check_share, is_restart, parallelise, world
+from limn.training.guard import Guard, Trouble, clip_gradients
+from limn.training.optimizer import halve_weights, make_optimizer
 from limn.training.schedule import lr_share
+from limn.training.step import backward
 
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
+TROUBLES = 20
+"""A run that skips or rewinds for the sake of numbers that are not finite gives up after this many times in a row."""
 
 
 def train(config: RunConfig, *, resume: bool = False) -> Path:
     """Train as `config` says in `config.out` and return that run directory; its model/ is what `limn.load` reads.
 
-    With `resume` the newest checkpoint there is continued. Raises `ConfigError` for a config that cannot work,
-    `DataError` for unusable pairs and `TrainingError` when the run cannot go on.
+    With `resume` the newest checkpoint there is continued. Under torchrun every rank calls this; the run directory is
+    on a disk that all of them see, and a job that torchrun restarts continues by itself. Raises `ConfigError` for a
+    config that cannot work, `DataError` for unusable pairs and `TrainingError` when the run cannot go on.
     """
     if config.data is None or config.out is None:
         raise ConfigError(
@@ -58,205 +67,318 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
     config = with_absolute_paths(config)
     assert config.out is not None
     run = RunDirectory(config.out)
-    if run.config.exists() and not resume:
-        raise ConfigError(
-            f"The run directory {run.path}",
-            must="be new",
-            got="one that holds a run",
-            then=f"Continue it with: limn train --resume {run.path}, or choose another --out.",
-        )
+    with world(config.train.patience_seconds) as ranks:
+        resume = resume or (is_restart() and run.config.exists())
+        if run.config.exists() and not resume:
+            raise ConfigError(
+                f"The run directory {run.path}",
+                must="be new",
+                got="one that holds a run",
+                then=f"Continue it with: limn train --resume {run.path}, or choose another --out.",
+            )
+        train_on(ranks, config, run, resume=resume)
+    return run.path
 
+
+def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool) -> None:
+    """`train` on this rank."""
     # --- data ---------------------------------------------------------------------------------------------------------
     source = training_pairs(config)
     plan = resolve(config, pairs=len(source))
-    architecture(config.model)  # an unknown name is said before anything is written
+    share = check_share(config.train.batch_size, world)
+    shape = architecture(config.model)  # an unknown name is said before anything is written
+    config = replace(config, optim=config.optim.for_encoder(shape.image))
+    dtype, reason = choose_precision(config, world.device)
     if config.test is not None:
         read_pictures(config.test)  # so that a wrong path is not found out after the training
-    tokenizer = run_tokenizer(config, run, source, resume=resume)
-    say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
+    base = None if config.init is None else load(config.init, image_size=shape.image_size)
+    tokenizer = run_tokenizer(config, run, source, base, world, resume=resume)
+    world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
 
     # --- model --------------------------------------------------------------------------------------------------------
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, reason = choose_precision(config.train.precision, device)
-    if device.type == "cpu":
+    if world.device.type == "cpu":
         keep_freed_memory()
-    model = create(config.model, tokenizer=tokenizer, seed=config.seed).to(device).train()
-    optimizer = make_optimizer(model, config.optim)
-    first = continue_from(run, model, optimizer, data=source.fingerprint) if resume else 0
+    model = create(config.model, tokenizer=tokenizer, seed=config.seed) if base is None else fitting(base, config)
+    model = model.to(world.device).train()
+    model.recompute_blocks(config.train.recompute_blocks)
+    halve_weights(model, config.optim.bf16_weights)
+    replica = parallelise(model, config.train.parallel, world)
+    optimizer = make_optimizer(model, config.optim, seed=config.seed)
+    average = None if config.optim.ema_decay is None else Average(model, config.optim.ema_decay)
+    state = State(model, optimizer, average)
+    at = Progress(step=0, left_out=0, data=source.fingerprint)
+    at = (continue_from(run, state, at) if resume else None) or at
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{config.model}, {parameters / 1e6:.1f} M parameters, {reason}, {plan.steps} steps from step {first}.")
+    ranks = f"{world.size} ranks of {share} pairs, " if world.size > 1 else ""
+    world.say(
+        f"{config.model}, {parameters / 1e6:.1f} M parameters, {reason}, {ranks}{plan.steps} steps from step {at.step}."
+    )
 
     # --- the run directory --------------------------------------------------------------------------------------------
-    write_json(run.config, to_json(config))
-    run.describe_environment()
     data = {"path": str(source.path), "fingerprint": source.fingerprint, "pairs": len(source)}
-    write_json(run.data, {**data, "skipped": source.skipped})
+    if world.rank == 0:
+        write_json(run.config, to_json(config))
+        run.describe_environment()
+        write_json(run.data, {**data, "skipped": source.skipped})
+    world.barrier()
 
     # --- steps --------------------------------------------------------------------------------------------------------
     loader = Loader(
         source,
         tokenizer,
         images=config.images,
-        image_size=model.architecture.image_size,
+        image_size=shape.image_size,
         batch_size=config.train.batch_size,
         seed=config.seed,
         cache_mb=config.cache_mb,
+        rank=world.rank,
+        ranks=world.size,
     )
+    pieces = -(-share // (config.train.micro_batch or share))  # rounded up
+    guard, troubles = Guard(model, world), 0
 
-    def save(step: int) -> Path:
-        return save_checkpoint(run.checkpoints, model, optimizer, step=step, data=source.fingerprint)
+    def save() -> Path:
+        world.at(at.step, "saving")
+        return save_checkpoint(run.checkpoints, state, at, world)
 
-    with metrics_log(run, first) as log, stop_at_signals() as asked_to_stop:
-        seconds, saved_at = log.seconds, time.monotonic()
-        with progress("Training", plan.steps, start=first) as advance:
+    def batches() -> Iterator[Batch]:
+        return loader.batches(at.step + at.left_out, plan.steps + at.left_out)
+
+    with metrics_log(run, at.step, world) as log, stop_at_signals() as asked_to_stop:
+        if config.train.non_finite == "rewind" and not checkpoints(run.checkpoints):
+            save()
+        first, seconds, saved_at, coming = at.step, log.seconds, time.monotonic(), batches()
+        with progress("Training", plan.steps, start=at.step) if world.rank == 0 else silent() as advance:
             start = time.monotonic()
-            for step, batch in enumerate(loader.batches(first, plan.steps), start=first):
-                metrics = train_step(model, optimizer, batch, step=step, config=config, plan=plan, dtype=dtype)
+            while at.step < plan.steps:
+                world.at(at.step, "reading pairs")
+                metrics = train_step(
+                    replica,
+                    optimizer,
+                    guard,
+                    next(coming),
+                    step=at.step,
+                    config=config,
+                    plan=plan,
+                    dtype=dtype,
+                    pieces=pieces,
+                    world=world,
+                )
+                if average is not None:
+                    average.update()
+                at = replace(at, step=at.step + 1)
+                last = at.step == plan.steps
+
+                # --- what is not finite
+                trouble = guard.trouble(wait=last)
+                troubles = troubles + 1 if trouble else 0
+                if trouble:
+                    check_policy(trouble, troubles, config)
+                    if config.train.non_finite == "rewind":
+                        there = continue_from(run, state, at)
+                        assert there is not None  # one was saved before the first step
+                        at = replace(there, left_out=trouble.step + at.left_out + 1 - there.step)
+                        log.drop_after(at.step)
+                        coming = batches()
+                    world.say(f"Step {trouble.step} was not finite: {trouble.where}. {what_followed(config, at)}")
+
+                # --- the log
                 seconds += time.monotonic() - start
                 start = time.monotonic()
-                done, last = step + 1, step + 1 == plan.steps
-                pairs = done * config.train.batch_size
-                speed = (done - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
-                advance(done, describe_metrics(metrics, speed))
-                stopping = asked_to_stop()
-                saving = stopping or last or time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
-                if saving or done % LOG_EVERY == 0:
-                    so_far = {"step": done, "pairs": pairs, "seconds": seconds, "pairs_per_second": speed}
-                    log.write({**so_far, **metrics, "peak_memory_gb": peak_memory_gb()})
+                world.at(at.step, "agreeing")
+                due = world.rank == 0 and time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
+                stopping, saving = world.any(asked_to_stop(), due)
+                saving = saving or stopping or last
+                pairs_per_second = max(0, at.step - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
+                if world.device.type == "cpu" or saving or at.step % LOG_EVERY == 0:  # reading waits for a GPU
+                    numbers = {name: float(value) for name, value in metrics.items()}
+                    advance(at.step, describe_metrics(numbers, pairs_per_second))
+                    if saving or at.step % LOG_EVERY == 0:
+                        so_far = {"step": at.step, "pairs": at.step * config.train.batch_size, "seconds": seconds}
+                        speed = {"pairs_per_second": pairs_per_second, "peak_memory_gb": peak_memory_gb()}
+                        log.write({**so_far, **speed, **numbers})
                 if saving:
-                    path = save(done)
+                    path = save()
                     saved_at = start = time.monotonic()  # time spent writing is not time spent training
                     if stopping and not last:
-                        say(f"Stopped after step {done}; saved {path}.\nContinue with: limn train --resume {run.path}")
+                        world.say(
+                            f"Stopped after step {at.step}; saved {path}.\n"
+                            f"Continue with: limn train --resume {run.path}"
+                        )
                         raise KeyboardInterrupt
 
     # --- the model ----------------------------------------------------------------------------------------------------
-    if loader.unreadable:
-        say(f"Left out of training: {describe_unreadable(loader.unreadable)}.")
-    if tokenizer.cut:
-        say(f"Captions longer than the context, cut to {tokenizer.context_length} tokens: {tokenizer.cut:,} times.")
-    write_json(
-        run.data, {**data, "skipped": source.skipped, "unreadable": loader.unreadable, "captions_cut": tokenizer.cut}
-    )
-    model.eval().cpu().save(
-        run.model,
-        trained_on=f"{len(source):,} pairs, data fingerprint {source.fingerprint[:12]}",
-        pairs_seen=f"{plan.total_pairs:,}",
-        recipe=config.model,
-    )
-    return run.path
+    world.at(at.step, "saving")
+    unreadable = {key: why for each in world.collect(loader.unreadable) for key, why in each.items()}
+    cut = sum(world.collect(tokenizer.cut))
+    if unreadable:
+        world.say(f"Left out of training: {describe_unreadable(unreadable)}.")
+    if cut:
+        world.say(f"Captions longer than the context, cut to {tokenizer.context_length} tokens: {cut:,} times.")
+    card = {
+        "trained_on": f"{len(source):,} pairs, data fingerprint {source.fingerprint[:12]}",
+        "pairs_seen": f"{plan.total_pairs:,}",
+        "recipe": config.model,
+    }
+    weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    averaged = {} if average is None else {name: whole(tensor) for name, tensor in average.weights.items()}
+    if world.rank == 0:
+        write_json(run.data, {**data, "skipped": source.skipped, "unreadable": unreadable, "captions_cut": cut})
+        filled(model.architecture, weights, tokenizer, where=f"the run {run.path}").save(run.model, **card)
+        if averaged:
+            model_ema = filled(model.architecture, {**weights, **averaged}, tokenizer, where=f"the run {run.path}")
+            model_ema.save(run.model_ema, **card, averaged=f"exponentially, decay {config.optim.ema_decay}")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """`config` as a run keeps it: its paths mean the same wherever the next command is run."""
-    paths = {name: getattr(config, name) for name in ("data", "test", "out", "tokenizer")}
-    return replace(config, **{name: path.resolve() for name, path in paths.items() if path is not None})
+    paths = {name: getattr(config, name) for name in ("data", "test", "out", "init")}
+    absolute = {name: path.resolve() for name, path in paths.items() if path is not None}
+    if config.tokenizer not in (None, "openai"):
+        absolute["tokenizer"] = str(Path(config.tokenizer).resolve())
+    return replace(config, **absolute)
 
 
-def continue_from(run: RunDirectory, model: CLIP, optimizer: torch.optim.AdamW, *, data: str) -> int:
-    """Load the newest whole checkpoint of a run, if there is one; returns the steps already done."""
+def continue_from(run: RunDirectory, state: State, now: Progress) -> Progress | None:
+    """Load the newest whole checkpoint of a run, if there is one; returns how far it is."""
     for checkpoint in checkpoints(run.checkpoints):
         if is_readable(checkpoint):
-            return load_checkpoint(checkpoint, model, optimizer, data=data)
+            return load_checkpoint(checkpoint, state, data=now.data)
         say(f"{checkpoint} is damaged; the one before it is used.")
-    return 0
+    return None
 
 
-def run_tokenizer(config: RunConfig, run: RunDirectory, source: Source, *, resume: bool) -> Tokenizer:
-    """The run's tokenizer: when resuming the one that is there, else the config's, else one trained on the captions."""
-    if resume and run.tokenizer.exists():
-        return Tokenizer.load(run.tokenizer)
-    if config.tokenizer is not None:
-        tokenizer = Tokenizer.load(config.tokenizer)
-    else:
-        tokenizer = Tokenizer.train(source.captions(), vocab_size=config.vocab_size)
-    tokenizer.save(run.tokenizer)
-    return tokenizer
+def run_tokenizer(
+    config: RunConfig, run: RunDirectory, source: Source, base: CLIP | None, world: World, *, resume: bool
+) -> Tokenizer:
+    """The run's tokenizer: when resuming the one that is there, else that of the model to start from, else the
+    config's, else one trained on the captions. Rank 0 writes it, the others read it."""
+    if world.rank == 0 and not (resume and run.tokenizer.exists()):
+        if base is not None and base.tokenizer is not None:
+            tokenizer = base.tokenizer
+        elif config.tokenizer == "openai":
+            tokenizer = Tokenizer.openai()
+        elif config.tokenizer is not None:
+            tokenizer = Tokenizer.load(Path(config.tokenizer))
+        else:
+            tokenizer = Tokenizer.train(source.captions(), vocab_size=config.vocab_size)
+        tokenizer.save(run.tokenizer)
+    world.barrier()
+    return Tokenizer.load(run.tokenizer)
 
 
-def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+def fitting(base: CLIP, config: RunConfig) -> CLIP:
+    """`base`, if it is the architecture that `config` asks for."""
+    wanted, got = architecture(config.model), base.architecture
+    if replace(wanted, text=replace(wanted.text, vocab_size=got.text.vocab_size)) != got:
+        raise ConfigError(
+            f"The model {config.init} to start from",
+            must=f"be a {config.model}, but for the size of its pictures and its vocabulary",
+            got=got,
+            then="Set --model to its architecture, or leave --init out.",
+        )
+    return base
+
+
+def choose_precision(config: RunConfig, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype that the encoders compute in, and why."""
+    precision = config.train.precision
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return (torch.bfloat16, f"bf16 on {device}") if fast else (torch.float32, f"float32 on {device}, no fast bf16")
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision], f"{precision} on {device}, as asked"
+        dtype, reason = (
+            (torch.bfloat16, f"bf16 on {device}") if fast else (torch.float32, f"float32 on {device}, no fast bf16")
+        )
+    else:
+        dtype, reason = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision], f"{precision} on {device}, as asked"
+    if config.optim.bf16_weights and dtype != torch.bfloat16:
+        raise ConfigError(
+            "train.precision with optim.bf16-weights",
+            must="be bf16: weights in bf16 are computed with in bf16",
+            got=reason,
+            then="Give --train.precision bf16, or leave --optim.bf16-weights out.",
+        )
+    return dtype, reason
 
 
 def train_step(
-    model: CLIP,
-    optimizer: torch.optim.AdamW,
+    replica: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    guard: Guard,
     batch: Batch,
     *,
     step: int,
     config: RunConfig,
     plan: Plan,
     dtype: torch.dtype,
-) -> dict[str, float]:
-    """One step: forward, loss, backward, update. Returns what is worth a line in the log.
+    pieces: int,
+    world: World,
+) -> dict[str, float | Tensor]:
+    """One step: features, loss, gradients, update. Returns what is worth a line in the log, still on the device.
 
-    Raises `TrainingError`, before the weights are touched, when the loss or a gradient is not finite.
+    The weights stay as they are when the loss or a gradient is not finite; the guard knows.
     """
-    device = model.log_logit_scale.device
     lr = config.optim.lr * lr_share(step, plan)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        image_features, text_features, logit_scale = model(batch.pixels, batch.tokens)
-    loss = contrastive_loss(image_features, text_features, logit_scale)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norms = {tower: gradient_norm(getattr(model, tower)) for tower in ("image", "text")}
-    assert model.log_logit_scale.grad is not None
-    if not all(map(math.isfinite, (loss.item(), *norms.values(), model.log_logit_scale.grad.item()))):
-        raise TrainingError(
-            f"The loss and gradients of step {step}",
-            must="be finite",
-            got=f"loss {loss.item()}, {blame(model, image_features, text_features)}",
-            then="Lower --optim.lr, lengthen --optim.warmup-share or use --train.precision fp32; "
-            f"the last checkpoint stays, so limn train --resume {config.out} starts from there.",
+    positives = batch.identities.to(world.device) if config.train.duplicates == "positives" else None
+
+    def loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+        return contrastive_loss_and_accuracy(
+            image_features, text_features, logit_scale, group=world.group, positives=positives
         )
+
+    optimizer.zero_grad(set_to_none=True)
+    outcome = backward(replica, batch, loss, pieces=pieces, dtype=dtype, world=world, step=step)
+    world.at(step, "update")
+    found, norms = guard.look(outcome, step)
+    if config.optim.clip_norm is not None:
+        clip_gradients(guard.model, norms["all"], config.optim.clip_norm)
+    # what torch's GradScaler sets: the optimizers look at it on the device and leave everything as it is
+    optimizer.found_inf, optimizer.grad_scale = found, None  # type: ignore[attr-defined]
     optimizer.step()
-    model.clip_logit_scale()
-    with torch.no_grad():
-        nearest = (image_features @ text_features.T).argmax(dim=1)
-        accuracy = (nearest == torch.arange(len(nearest), device=device)).float().mean().item()
+    guard.model.clip_logit_scale()
     return {
-        "loss": loss.item(),
-        "accuracy": accuracy,
-        "grad_norm": math.hypot(*norms.values()),
+        "loss": outcome.loss,
+        "accuracy": outcome.accuracy,
+        "grad_norm": norms["all"],
         "grad_norm_image": norms["image"],
         "grad_norm_text": norms["text"],
-        "logit_scale": logit_scale.item(),
+        "logit_scale": outcome.logit_scale,
         "lr": lr,
         "batch": len(batch.keys),
+        "skipped": found,
     }
 
 
-def gradient_norm(module: torch.nn.Module) -> float:
-    """The L2 norm over all gradients of `module`."""
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
+def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
+    """Raise `TrainingError` when a step that was not finite ends the run."""
+    if config.train.non_finite != "stop" and troubles < TROUBLES:
+        return
+    again = f" for the {troubles}th time in a row" if troubles > 1 else ""
+    raise TrainingError(
+        f"The loss and gradients of step {trouble.step}",
+        must="be finite",
+        got=trouble.where + again,
+        then="Lower --optim.lr, lengthen --optim.warmup-share, set --optim.clip-norm 1 or use --train.precision fp32; "
+        f"the last checkpoint stays, so limn train --resume {config.out} starts from there. "
+        "--train.non-finite skip or rewind goes on by itself.",
+    )
 
 
-def blame(model: CLIP, image_features: Tensor, text_features: Tensor) -> str:
-    """Where the trouble starts: in a parameter, else in a tower's features, else in a gradient."""
+def what_followed(config: RunConfig, at: Progress) -> str:
+    """What came of a step that was not finite."""
+    if config.train.non_finite == "skip":
+        return "Its update was left out."
+    return f"Back at step {at.step}; {at.left_out} batches in all are left out."
 
-    def place(name: str) -> str:
-        tower = name.split(".")[0]
-        return f"the {tower} encoder, {name}" if tower in ("image", "text") else f"the logit scale, {name}"
 
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return f"first in the weights of {place(name)}"
-    for tower, features in (("image", image_features), ("text", text_features)):
-        if not features.isfinite().all():
-            return f"first in the features of the {tower} encoder"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"first in the gradient of {place(name)}"
-    return "first in the loss itself"
+def whole(tensor: Tensor) -> Tensor:
+    """A weight as the model directory keeps it: gathered from all ranks, float32, on the CPU."""
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
 
 
 def describe_metrics(metrics: dict[str, float], speed: float) -> str:
@@ -270,11 +392,21 @@ class MetricsLog:
     """metrics.jsonl and TensorBoard, side by side. `seconds` is the time trained before this process."""
 
     def __init__(self, run: RunDirectory, first: int) -> None:
-        kept = [line for line in run.read_metrics() if line["step"] <= first]
-        write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._run = run
+        kept = self._keep(first)
         self.seconds: float = kept[-1]["seconds"] if kept else 0.0
-        self._file = run.metrics.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run.tensorboard), purge_step=first + 1 if first else None)
+
+    def drop_after(self, step: int) -> None:
+        """Forget the lines of later steps: they are done again."""
+        self._file.close()
+        self._keep(step)
+
+    def _keep(self, step: int) -> list[dict[str, Any]]:
+        kept = [line for line in self._run.read_metrics() if line["step"] <= step]
+        write_text(self._run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._run.metrics.open("a", encoding="utf-8")
+        return kept
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One logged step."""
@@ -298,9 +430,24 @@ class MetricsLog:
         self._board.close()
 
 
+class NoLog:
+    """The log of every rank but the first, which writes for all."""
+
+    seconds = 0.0
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def drop_after(self, step: int) -> None:
+        """Nothing."""
+
+
 @contextmanager
-def metrics_log(run: RunDirectory, first: int) -> Iterator[MetricsLog]:
+def metrics_log(run: RunDirectory, first: int, world: World) -> Iterator[MetricsLog | NoLog]:
     """The log of a run that continues after step `first`; lines of later steps, which are done again, are dropped."""
+    if world.rank > 0:
+        yield NoLog()
+        return
     log = MetricsLog(run, first)
     try:
         yield log

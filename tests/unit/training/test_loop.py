@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from limn.config import RunConfig, TrainConfig
@@ -171,7 +172,7 @@ def test_pairs_are_kept_back_without_a_test_set(config: RunConfig):
 
 def test_a_given_tokenizer_is_used(config: RunConfig, tokenizer: Tokenizer, tmp_path: Path):
     tokenizer.save(tmp_path / "tokenizer.json")
-    model = load(train(dataclasses.replace(config, tokenizer=tmp_path / "tokenizer.json")))
+    model = load(train(dataclasses.replace(config, tokenizer=str(tmp_path / "tokenizer.json"))))
     assert model.tokenizer is not None and model.tokenizer.to_json() == tokenizer.to_json()
 
 
@@ -275,3 +276,135 @@ def test_a_logit_scale_that_is_not_finite_is_named(config: RunConfig, monkeypatc
     monkeypatch.setattr(loop, "train_step", spoiled)
     with pytest.raises(TrainingError, match="the logit scale"):
         train(config)
+
+
+# --- large batches in little memory -----------------------------------------------------------------------------------
+
+
+def with_settings(config: RunConfig, *, train: dict[str, object] | None = None, **optim: object) -> RunConfig:
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, **(train or {})),  # type: ignore[arg-type]
+        optim=dataclasses.replace(config.optim, **optim),  # type: ignore[arg-type]
+    )
+
+
+def test_half_precision_and_averages_continue_to_the_bit(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    config = with_settings(
+        config,
+        train={"precision": "bf16", "micro_batch": 7, "recompute_blocks": True, "duplicates": "positives"},
+        moments="bf16",
+        bf16_weights=("text",),
+        ema_decay=0.9,
+        clip_norm=0.5,
+    )
+    whole = train(dataclasses.replace(config, out=tmp_path / "whole"))
+    stop_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    parts = train(config, resume=True)
+    for folder in ("model", "model-ema"):
+        one, two = (load_file(out / folder / "model.safetensors") for out in (whole, parts))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert all(tensor.dtype != torch.bfloat16 for tensor in one.values())
+    assert load(parts / "model-ema").fingerprint != load(parts).fingerprint
+    assert load_file(max((parts / "checkpoints").iterdir()))["exp_avg.image.conv1.weight"].dtype == torch.bfloat16
+
+
+def test_weights_in_bf16_are_computed_with_in_bf16(config: RunConfig):
+    with pytest.raises(ConfigError, match="must be bf16"):
+        train(with_settings(config, bf16_weights=("text",)))
+    assert config.out is not None and not config.out.exists()
+
+
+def test_gradients_are_clipped(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    norms: list[float] = []
+    plain = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        plain(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    train(with_settings(config, clip_norm=0.25))
+    assert len(norms) == 10 and norms == pytest.approx([0.25] * 10, rel=1e-4)
+
+
+def test_a_run_starts_from_a_model(config: RunConfig, tmp_path: Path):
+    base = train(config)
+    next_config = dataclasses.replace(config, init=base / "model", out=tmp_path / "next", vocab_size=300)
+    run = RunDirectory(train(with_settings(next_config, lr=1e-12)))
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (base, run.path))
+    assert all(torch.allclose(one[n], two[n], atol=1e-6) for n in one if "running" not in n and "tracked" not in n)
+    assert run.tokenizer.read_text() == (base / "tokenizer.json").read_text()
+    with pytest.raises(ConfigError, match="must be a ViT-mini"):
+        train(dataclasses.replace(next_config, model="ViT-mini", out=tmp_path / "other"))
+
+
+# --- what is not finite -----------------------------------------------------------------------------------------------
+
+
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *at: str) -> None:
+    """Make a gradient infinite whenever a batch with one of these keys first comes."""
+    plain = loop.backward
+
+    def backward(replica: CLIP, batch: loop.Batch, *args: object, **settings: object) -> object:
+        outcome = plain(replica, batch, *args, **settings)  # type: ignore[arg-type]
+        if set(at) & set(batch.keys):
+            gradient = replica.text.norm.weight.grad
+            assert gradient is not None
+            gradient[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(loop, "backward", backward)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    spoil_gradients(monkeypatch, "05.png")
+    with pytest.raises(
+        TrainingError, match=r"of step [01] must be finite.*gradient of the text encoder, text\.norm\.w"
+    ):
+        train(config)
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_a_step_that_is_not_finite_is_skipped(config: RunConfig, monkeypatch: pytest.MonkeyPatch, moments: str):
+    """The batch with picture 05, once an epoch, changes nothing: neither weights nor moments nor AdamW's count."""
+    spoil_gradients(monkeypatch, "05.png")
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    run = RunDirectory(train(with_settings(config, train={"non_finite": "skip"}, moments=moments)))
+    lines = run.read_metrics()
+    assert len(lines) == 10 and sum(line["skipped"] for line in lines) == 5
+    (path,) = run.checkpoints.iterdir()
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["updates"] == "5"
+    assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+
+
+def test_a_run_that_is_never_finite_gives_up(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    spoil_gradients(monkeypatch, *(f"{index:02d}.png" for index in range(40)))
+    monkeypatch.setattr(loop, "TROUBLES", 3)
+    for policy in ("skip", "rewind"):
+        with pytest.raises(TrainingError, match="for the 3th time in a row"):
+            train(with_settings(config, train={"non_finite": policy}), resume=policy == "rewind")
+
+
+def test_a_run_goes_back_to_its_checkpoint_and_leaves_out_the_batches_since(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    spoil_gradients(monkeypatch, "05.png")
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    config = with_settings(config, train={"non_finite": "rewind", "batch_size": 8})
+    config = with_settings(config, train={"epochs": 3.0, "checkpoint_minutes": 1000.0})
+    run = RunDirectory(train(config))
+    lines = run.read_metrics()
+    assert [line["step"] for line in lines] == list(range(1, 16)) and not any(line["skipped"] for line in lines)
+    (path,) = [path for path in run.checkpoints.iterdir() if "15" in path.name]
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["updates"] == "15" and int(file.metadata()["left_out"]) >= 3
+    said = capsys.readouterr().err
+    assert "was not finite: loss" in said and "Back at step 0" in said

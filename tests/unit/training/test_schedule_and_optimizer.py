@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from limn.config import OptimConfig, Plan
 from limn.data.tokenizer import Tokenizer
 from limn.model.zoo import create
-from limn.training.optimizer import make_optimizer
+from limn.training.optimizer import HalfAdamW, gains_and_biases, halve_weights, make_optimizer
 from limn.training.schedule import lr_share
 
 
@@ -24,16 +24,81 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_nothing(steps: int, s
         assert rates[-1] == pytest.approx(0.5 * (1 - math.cos(math.pi / (steps - warm))), abs=1e-9)
 
 
-def test_gains_biases_and_the_logit_scale_do_not_decay(tokenizer: Tokenizer):
-    model = create("RN-nano", tokenizer=tokenizer)
+BLOCK_GAINS_AND_BIASES = (
+    "norm_1.weight",
+    "norm_1.bias",
+    "attention.in_proj.bias",
+    "attention.out_proj.bias",
+    "norm_2.weight",
+    "norm_2.bias",
+    "mlp.inwards.bias",
+    "mlp.outwards.bias",
+)
+
+
+def of_blocks(tower: str, layers: int) -> set[str]:
+    return {f"{tower}.blocks.{layer}.{name}" for layer in range(layers) for name in BLOCK_GAINS_AND_BIASES}
+
+
+def test_gains_and_biases_of_a_vit():
+    norms = ("image.norm_before", "image.norm_after", "text.norm")
+    assert gains_and_biases(create("ViT-mini")) == {
+        "log_logit_scale",
+        *(f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")),
+        *of_blocks("image", 6),
+        *of_blocks("text", 2),
+    }
+
+
+def test_gains_and_biases_of_a_resnet():
+    blocks = ("image.blocks.0", "image.blocks.1")
+    norms = (
+        *(f"image.bn{index}" for index in (1, 2, 3)),
+        *(f"{block}.{norm}" for block in blocks for norm in ("bn1", "bn2", "bn3", "shortcut.2")),
+        "text.norm",
+    )
+    assert gains_and_biases(create("RN-nano")) == {
+        "log_logit_scale",
+        *(f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")),
+        *(f"image.attention_pool.{projection}_proj.bias" for projection in "qkvc"),
+        *of_blocks("text", 1),
+    }
+
+
+def test_a_logit_bias_does_not_decay():
+    model = create("ViT-mini")
+    model.register_parameter("logit_bias", torch.nn.Parameter(torch.tensor(-10.0)))
+    assert "logit_bias" in gains_and_biases(model)
+
+
+def test_all_but_gains_and_biases_decays(tokenizer: Tokenizer):
+    model = create("ViT-mini", tokenizer=tokenizer)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decaying, free = make_optimizer(model, OptimConfig(lr=1e-3, weight_decay=0.3)).param_groups
     assert decaying["weight_decay"] == 0.3 and free["weight_decay"] == 0.0
-    assert len(decaying["params"]) + len(free["params"]) == len(names)
-    for parameter in decaying["params"]:
-        assert names[id(parameter)].endswith(("weight", "positional_embedding"))
-    left_out = {names[id(parameter)] for parameter in free["params"]}
-    assert "log_logit_scale" in left_out and "image.bn1.weight" in left_out and "text.norm.bias" in left_out
+    left_out = {names.pop(id(parameter)) for parameter in free["params"]}
+    assert left_out == gains_and_biases(model)
+    assert {id(parameter) for parameter in decaying["params"]} == names.keys()
+    assert {"image.class_embedding", "text.token_embedding.weight"} < set(names.values())
+
+
+@pytest.mark.parametrize(("name", "beta2", "eps"), [("ViT-mini", 0.98, 1e-6), ("RN-nano", 0.999, 1e-8)])
+def test_betas_and_eps_are_of_the_image_encoders_family(name: str, beta2: float, eps: float, tokenizer: Tokenizer):
+    model = create(name, tokenizer=tokenizer)
+    for moments in ("fp32", "bf16"):
+        for group in make_optimizer(model, OptimConfig(lr=1e-3, moments=moments)).param_groups:
+            assert (group["betas"], group["eps"]) == ((0.9, beta2), eps)
+    group = make_optimizer(model, OptimConfig(lr=1e-3, beta2=0.95, eps=1e-4)).param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.9, 0.95), 1e-4)
+
+
+def test_halves_are_for_half_adamw(tokenizer: Tokenizer):
+    model = create("ViT-mini", tokenizer=tokenizer)
+    assert type(make_optimizer(model, OptimConfig(lr=1e-3))) is torch.optim.AdamW
+    assert type(make_optimizer(model, OptimConfig(lr=1e-3, moments="bf16"))) is HalfAdamW
+    halve_weights(model, ("text",))
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-3))
+    assert isinstance(optimizer, HalfAdamW) and optimizer.moments == torch.float32
 
 
 def test_the_decay_is_decoupled(tokenizer: Tokenizer):

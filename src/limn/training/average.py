@@ -1,0 +1,23 @@
+"""An exponential moving average of the weights (Polyak and Juditsky 1992), in float32 whatever the weights are in."""
+
+import torch
+from torch import Tensor
+
+from limn.model.clip import CLIP
+
+
+class Average:
+    """average <- decay x average + (1 - decay) x weights, after each step. BatchNorm's statistics are the model's."""
+
+    def __init__(self, model: CLIP, decay: float) -> None:
+        self.decay = decay
+        self._parameters = list(model.parameters())
+        self.weights: dict[str, Tensor] = {
+            name: parameter.detach().float().clone() for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After an optimizer step."""
+        for average, parameter in zip(self.weights.values(), self._parameters, strict=True):
+            average.lerp_(parameter.float(), 1 - self.decay)
