@@ -4,7 +4,7 @@ Seconds are medians of forward and backward together; the sides take turns in on
 its own takes above its inputs, gradients included. Errors are norms of differences from the float64 reference relative
 to its norms. Features have a width of 512; a caption's is as similar to its picture's (0.3) as in a trained CLIP.
 
-    python benchmarks/loss.py [--pairs 2048 8192] [--most 32768] [--repeats 5] [--chunk-size 512]
+    python benchmarks/loss.py [--pairs 2048 8192] [--most 32768] [--repeats 5] [--chunk-size 1024]
 
 Needs open_clip_torch beside limn (make peers).
 """

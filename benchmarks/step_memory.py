@@ -56,7 +56,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 PAIRS = 32768
-WORDS = "red green blue large small round square bright dark old new wooden metal paper glass".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "large",
+    "small",
+    "round",
+    "square",
+    "bright",
+    "dark",
+    "old",
+    "new",
+    "wooden",
+    "metal",
+    "paper",
+    "glass",
+]
 
 
 def memory_gb(what: str) -> float:
@@ -66,7 +82,7 @@ def memory_gb(what: str) -> float:
 
 
 def measure(step: Callable[[], Any], steps: int) -> dict[str, float]:
-    held = memory_gb("VmRSS")
+    held, seconds = memory_gb("VmRSS"), 0.0
     for _ in range(steps):
         start = time.perf_counter()
         step()

@@ -18,7 +18,7 @@ def demo() -> RunConfig:
         model="RN-mini",
         vocab_size=2048,
         images=ImageConfig(resize=64, crop_min_area=0.65),
-        train=TrainConfig(batch_size=256, epochs=40.0),
+        train=TrainConfig(batch_size=256, epochs=40.0, duplicates="positives"),
         optim=OptimConfig(lr=1e-3, beta2=0.98, eps=1e-6),
     )
 
@@ -31,7 +31,7 @@ def digits() -> RunConfig:
         model="RN-nano",
         vocab_size=600,
         images=ImageConfig(resize=32),
-        train=TrainConfig(batch_size=128, epochs=8.0),
+        train=TrainConfig(batch_size=128, epochs=8.0, duplicates="positives"),
         optim=OptimConfig(lr=2e-3, beta2=0.98, eps=1e-6),
     )
 

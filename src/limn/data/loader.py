@@ -117,7 +117,7 @@ class Loader:
             return self._cache[index]
         pair = self.source[index]
         pixels = _decode(pair, self.images.resize, self.unreadable, draft=True)
-        decoded = None if pixels is None else (pixels, hash_of(np.ascontiguousarray(pixels)))
+        decoded = None if pixels is None else (pixels, hash_of(pixels.tobytes()))
         size = 0 if pixels is None else pixels.nbytes
         if size <= self._cache_bytes_left:
             self._cache[index] = decoded
@@ -125,7 +125,7 @@ class Loader:
         return decoded
 
 
-def hash_of(content: bytes | np.ndarray) -> int:
+def hash_of(content: bytes) -> int:
     """A signed 64-bit hash, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from limn.errors import StorageError, TrainingError
@@ -105,8 +108,8 @@ def _save_sharded(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         partial.mkdir(parents=True)
     world.barrier()
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
-    except (OSError, dcp.api.CheckpointException) as error:
+        save_shards(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+    except (OSError, CheckpointException) as error:
         raise StorageError(
             f"The checkpoint {path}",
             must="be written whole",
@@ -159,6 +162,7 @@ def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
     own = state.model.state_dict()
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_weights(state.model, {n: _like(own.get(n), t) for n, t in weights.items()}, where=str(path))
+    state.optimizer.state.clear()  # a checkpoint of before the first update has none
     for name, parameter in state.model.named_parameters():
         if f"exp_avg.{name}" in tensors:
             state.optimizer.state[parameter] = {
@@ -179,9 +183,9 @@ def _read_sharded(path: Path) -> dict[str, Tensor]:
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in described.items()
-        if isinstance(entry, dcp.TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    load_shards(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

@@ -47,7 +47,7 @@ from limn.training.step import backward
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 TROUBLES = 20
-"""A run that skips or rewinds for the sake of numbers that are not finite gives up after this many times in a row."""
+"""A run gives up after so many steps in a row that were not finite, or as many ways back to the same checkpoint."""
 
 
 def train(config: RunConfig, *, resume: bool = False) -> Path:
@@ -171,16 +171,20 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
 
                 # --- what is not finite
                 trouble = guard.trouble(wait=last)
-                troubles = troubles + 1 if trouble else 0
+                if trouble is None and config.train.non_finite == "skip":
+                    troubles = 0
                 if trouble:
+                    troubles += 1
                     check_policy(trouble, troubles, config)
-                    if config.train.non_finite == "rewind":
-                        there = continue_from(run, state, at)
-                        assert there is not None  # one was saved before the first step
-                        at = replace(there, left_out=trouble.step + at.left_out + 1 - there.step)
-                        log.drop_after(at.step)
-                        coming = batches()
-                    world.say(f"Step {trouble.step} was not finite: {trouble.where}. {what_followed(config, at)}")
+                    world.say(f"Step {trouble.step} was not finite: {trouble.where}. Its update was left out.")
+                if trouble and config.train.non_finite == "rewind":
+                    there = continue_from(run, state, at)
+                    assert there is not None  # one was saved before the first step
+                    at = replace(there, left_out=trouble.step + at.left_out + 1 - there.step)
+                    world.say(f"Back at step {at.step}; {at.left_out} batches in all are left out.")
+                    log.drop_after(at.step)
+                    coming = batches()
+                    continue
 
                 # --- the log
                 seconds += time.monotonic() - start
@@ -199,6 +203,7 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                         log.write({**so_far, **speed, **numbers})
                 if saving:
                     path = save()
+                    troubles = 0
                     saved_at = start = time.monotonic()  # time spent writing is not time spent training
                     if stopping and not last:
                         world.say(
@@ -357,7 +362,7 @@ def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
     """Raise `TrainingError` when a step that was not finite ends the run."""
     if config.train.non_finite != "stop" and troubles < TROUBLES:
         return
-    again = f" for the {troubles}th time in a row" if troubles > 1 else ""
+    again = f", {troubles} times without getting on" if troubles > 1 else ""
     raise TrainingError(
         f"The loss and gradients of step {trouble.step}",
         must="be finite",
@@ -366,13 +371,6 @@ def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
         f"the last checkpoint stays, so limn train --resume {config.out} starts from there. "
         "--train.non-finite skip or rewind goes on by itself.",
     )
-
-
-def what_followed(config: RunConfig, at: Progress) -> str:
-    """What came of a step that was not finite."""
-    if config.train.non_finite == "skip":
-        return "Its update was left out."
-    return f"Back at step {at.step}; {at.left_out} batches in all are left out."
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -348,13 +348,15 @@ def test_a_run_starts_from_a_model(config: RunConfig, tmp_path: Path):
 # --- what is not finite -----------------------------------------------------------------------------------------------
 
 
-def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *at: str) -> None:
-    """Make a gradient infinite whenever a batch with one of these keys first comes."""
-    plain = loop.backward
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *at: str, times: int = 1000) -> None:
+    """Make a gradient infinite when a batch with one of these keys comes."""
+    plain, left = loop.backward, times
 
     def backward(replica: CLIP, batch: loop.Batch, *args: object, **settings: object) -> object:
         outcome = plain(replica, batch, *args, **settings)  # type: ignore[arg-type]
-        if set(at) & set(batch.keys):
+        nonlocal left
+        if left and set(at) & set(batch.keys):
+            left -= 1
             gradient = replica.text.norm.weight.grad
             assert gradient is not None
             gradient[0] = float("inf")
@@ -389,14 +391,14 @@ def test_a_run_that_is_never_finite_gives_up(config: RunConfig, monkeypatch: pyt
     spoil_gradients(monkeypatch, *(f"{index:02d}.png" for index in range(40)))
     monkeypatch.setattr(loop, "TROUBLES", 3)
     for policy in ("skip", "rewind"):
-        with pytest.raises(TrainingError, match="for the 3th time in a row"):
+        with pytest.raises(TrainingError, match="3 times without getting on"):
             train(with_settings(config, train={"non_finite": policy}), resume=policy == "rewind")
 
 
 def test_a_run_goes_back_to_its_checkpoint_and_leaves_out_the_batches_since(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    spoil_gradients(monkeypatch, "05.png")
+    spoil_gradients(monkeypatch, "05.png", times=2)
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     config = with_settings(config, train={"non_finite": "rewind", "batch_size": 8})
     config = with_settings(config, train={"epochs": 3.0, "checkpoint_minutes": 1000.0})
@@ -405,6 +407,6 @@ def test_a_run_goes_back_to_its_checkpoint_and_leaves_out_the_batches_since(
     assert [line["step"] for line in lines] == list(range(1, 16)) and not any(line["skipped"] for line in lines)
     (path,) = [path for path in run.checkpoints.iterdir() if "15" in path.name]
     with safe_open(path, framework="pt") as file:
-        assert file.metadata()["updates"] == "15" and int(file.metadata()["left_out"]) >= 3
+        assert file.metadata()["updates"] == "15" and int(file.metadata()["left_out"]) >= 2
     said = capsys.readouterr().err
     assert "was not finite: loss" in said and "Back at step 0" in said
