@@ -56,23 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 PAIRS = 32768
-WORDS = [
-    "red",
-    "green",
-    "blue",
-    "large",
-    "small",
-    "round",
-    "square",
-    "bright",
-    "dark",
-    "old",
-    "new",
-    "wooden",
-    "metal",
-    "paper",
-    "glass",
-]
+WORDS = ["red", "green", "blue", "large", "small", "round", "square", "bright", "dark", "old", "wooden", "metal"]
 
 
 def memory_gb(what: str) -> float:
