@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from limn.model.store import load
     from limn.model.zoo import create
     from limn.objectives.contrastive import contrastive_loss
+    from limn.objectives.sigmoid import sigmoid_loss
     from limn.training.loop import train
 
 _HOME = {
@@ -48,6 +49,7 @@ _HOME = {
     "evaluate": "limn.evaluation.suite",
     "load": "limn.model.store",
     "read_pairs": "limn.data.sources",
+    "sigmoid_loss": "limn.objectives.sigmoid",
     "train": "limn.training.loop",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "evaluate",
     "load",
     "read_pairs",
+    "sigmoid_loss",
     "train",
 ]
 
