@@ -214,7 +214,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: every rank holds the whole model (ddp), or a share of each block's weights (fsdp)."""
     patience_seconds: float = 45.0
-    """A rank that gives no sign of life, or stands still while others wait for it, this long ends the job."""
+    """Where a rank stands still and another has waited for it this long, the job ends and says so."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is written at least this often, at Ctrl-C and at the end."""
 
@@ -273,6 +273,21 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self.cache_mb >= 0, "cache-mb", "not be negative", self.cache_mb, "0 keeps no picture in memory.")
         check(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")
+        half = self.optim.bf16_weights
+        check(
+            not half or self.train.precision != "fp32",
+            "train.precision with optim.bf16-weights",
+            "be bf16: weights in bf16 are computed with in bf16",
+            self.train.precision,
+            "Give --train.precision bf16, or --optim.bf16-weights without a value.",
+        )
+        check(
+            not half or self.train.parallel != "fsdp",
+            "optim.bf16-weights with train.parallel fsdp",
+            "be empty, for FSDP shards weights of one dtype",
+            " ".join(half),
+            "Give --optim.bf16-weights without a value; fsdp divides the memory of weights by the ranks already.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

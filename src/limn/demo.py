@@ -20,13 +20,12 @@ from limn.evaluation.classify import classify_pictures
 from limn.evaluation.suite import Evaluation, evaluate_run
 from limn.files import write_bytes
 from limn.model.store import load
-from limn.model.zoo import architecture
 from limn.progress import say
 from limn.recipes import RECIPES
 from limn.report.page import write_report
 from limn.run import RunDirectory, write_json
 from limn.search.find import find
-from limn.training.loop import train, with_absolute_paths
+from limn.training.loop import settled, train
 
 SENTENCES = {
     "emoji": (
@@ -51,7 +50,7 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
     started = time.monotonic()
     recipe = {"emoji": "demo", "digits": "digits"}[source]
     config = RECIPES[recipe]()
-    config = with_absolute_paths(replace(config, out=out or Path("runs") / recipe))
+    config = settled(replace(config, out=out or Path("runs") / recipe))
     assert config.out is not None and config.test is not None and config.data is not None
     run = RunDirectory(config.out)
 
@@ -115,12 +114,7 @@ def train_or_continue(config: RunConfig, run: RunDirectory) -> None:
     if not run.config.exists():
         train(config)
         return
-    before, now = (
-        replace(
-            c, data=None, test=None, out=None, tokenizer=None, optim=c.optim.for_encoder(architecture(c.model).image)
-        )
-        for c in (run.read_config(), config)
-    )
+    before, now = (replace(c, data=None, test=None, out=None, tokenizer=None) for c in (run.read_config(), config))
     if before != now:
         raise ConfigError(
             f"The run {run.path}",

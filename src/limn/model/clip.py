@@ -141,7 +141,7 @@ class CLIP(nn.Module):
                 got=int(tokens.max()),
                 then="Tokenise with the tokenizer that the model was trained with.",
             )
-        return finish(self.text(tokens.to(self.log_logit_scale.device, non_blocking=True)), normalize)
+        return finish(self.text(tokens), normalize)
 
     def resize_pictures(self, size: int) -> None:
         """Take pictures of another size from now on: position embeddings are resized, the rest stays.

@@ -37,20 +37,27 @@ class TextEncoder(nn.Module):
         """The embedding of each caption; equal to `encode_whole` in value and gradient."""
         if len(tokens) == 0:
             return self.encode_whole(tokens)
+        device = self.positional_embedding.device
+        # worked out where the tokens are: on the CPU, as they come from the tokenizer, this waits for no GPU
         ends = tokens.argmax(dim=-1)
         order = ends.argsort(stable=True)
         words, places = tokens.unique(return_inverse=True)
         # a token's gradient is the sum over its places: over the vectors in use, in float32 even if the weights are
         # bfloat16; that of the whole table, as large as the vocabulary, is made once and not for each group
-        vectors = self.token_embedding(words).to(self.positional_embedding.dtype)
+        vectors = self.token_embedding(words.to(device)).to(self.positional_embedding.dtype)
+        # in training nearly always, because ranks that share weights (FSDP) must call each block equally often
+        least = GROUPS if self.training else 8 * GROUPS
         groups = [
-            self.encode_cut(F.embedding(places[rows, : int(ends[rows[-1]]) + 1], vectors), ends[rows])
-            for rows in order.chunk(GROUPS if len(order) >= 8 * GROUPS else 1)
+            self.encode_cut(
+                F.embedding(places[rows, : int(ends[rows[-1]]) + 1].to(device), vectors), ends[rows].to(device)
+            )
+            for rows in order.tensor_split(GROUPS if len(order) >= least else 1)
         ]
-        return torch.cat(groups)[order.argsort()]
+        return torch.cat(groups)[order.argsort().to(device)]
 
     def encode_whole(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch embed"]:
         """The readable reference: every position is computed, then the one at [EOS], the highest id, is read."""
+        tokens = tokens.to(self.positional_embedding.device)
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         return self.projection(self.norm(at(self.blocks(x), tokens.argmax(dim=-1))))
 

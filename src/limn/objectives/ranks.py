@@ -25,8 +25,10 @@ class Ranks:
         self.group = group
         self.sizes, rank = [pairs], 0
         if group is not None:
-            rank, sizes = group.rank(), torch.empty(group.size(), dtype=torch.int64, device=device)
-            dist.all_gather_single(sizes, torch.tensor([pairs], device=device), group=group)
+            # over gloo where the group has it, so that no GPU is waited for
+            meeting = "cpu" if "cpu" in dist.get_backend_config(group) else device
+            rank, sizes = group.rank(), torch.empty(group.size(), dtype=torch.int64, device=meeting)
+            dist.all_gather_single(sizes, torch.tensor([pairs], device=meeting), group=group)
             self.sizes = sizes.tolist()
         self.world_size, self.global_batch = len(self.sizes), sum(self.sizes)
         first = sum(self.sizes[:rank])

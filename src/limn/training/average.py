@@ -17,7 +17,8 @@ class Average:
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        """After an optimizer step."""
+    def update(self, left_out: Tensor) -> None:
+        """After an optimizer step; one that was left out (1, else 0) does not count."""
+        weight = (1 - self.decay) * (1 - left_out)
         for average, parameter in zip(self.weights.values(), self._parameters, strict=True):
-            average.lerp_(parameter.float(), 1 - self.decay)
+            average.lerp_(parameter.float(), weight)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -29,10 +28,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from limn.errors import StorageError, TrainingError
-from limn.files import write_bytes
 from limn.model.clip import CLIP
 from limn.model.store import load_weights
-from limn.model.tensors import read_tensors
+from limn.model.tensors import read_tensors, write_tensors
 from limn.run import read_json, write_json
 from limn.training.average import Average
 from limn.training.distributed import World
@@ -92,10 +90,10 @@ def save_checkpoint(folder: Path, state: State, progress: Progress, world: World
     else:
         path = folder / f"step-{progress.step:08d}.safetensors"
         if world.rank == 0:
-            write_bytes(path, save({n: t.cpu().contiguous() for n, t in tensors.items()}, metadata=metadata))
+            write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, **metadata)
     world.barrier()
     if world.rank == 0:
-        for old in checkpoints(folder)[KEPT:]:
+        for old in [*checkpoints(folder)[KEPT:], *folder.glob(".step-*.partial")]:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     return path
 
@@ -113,11 +111,11 @@ def _save_sharded(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise StorageError(
             f"The checkpoint {path}",
             must="be written whole",
-            got=str(error).splitlines()[0],
+            got=str(error).partition("\n")[0],
             then="Make room; the last checkpoint stays, and limn train --resume continues from it.",
         ) from error
     if world.rank == 0:
-        write_json(partial / "state.json", metadata)
+        write_json(partial / "state.json", {**metadata, "files": len(list(partial.glob("*.safetensors")))})
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
     return path
@@ -137,7 +135,8 @@ def is_readable(path: Path) -> bool:
                 pass
     except (OSError, SafetensorError):
         return False
-    return bool(files) and (not path.is_dir() or (path / "state.json").is_file())
+    state = path / "state.json"
+    return not path.is_dir() or (state.is_file() and read_json(state)["files"] == len(files))
 
 
 def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
@@ -166,14 +165,14 @@ def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
     for name, parameter in state.model.named_parameters():
         if f"exp_avg.{name}" in tensors:
             state.optimizer.state[parameter] = {
-                "step": torch.tensor(float(metadata["updates"]), device=parameter.device),
+                "step": torch.tensor(float(metadata.get("updates", metadata["step"])), device=parameter.device),
                 **{moment: _moment(parameter, tensors[f"{moment}.{name}"]) for moment in MOMENTS},
             }
         if state.average is not None:
             # a run that only now keeps an average starts it from the weights
             average = tensors.get(f"ema.{name}", tensors[f"model.{name}"])
             state.average.weights[name].copy_(_like(parameter, average.float()))
-    return Progress(step=int(metadata["step"]), left_out=int(metadata["left_out"]), data=data)
+    return Progress(step=int(metadata["step"]), left_out=int(metadata.get("left_out", 0)), data=data)
 
 
 def _read_sharded(path: Path) -> dict[str, Tensor]:
@@ -190,9 +189,9 @@ def _read_sharded(path: Path) -> dict[str, Tensor]:
 
 
 def _like(own: Tensor | None, tensor: Tensor) -> Tensor:
-    """`tensor` sharded as `own` is."""
+    """`tensor`, which every rank has read, sharded as `own` is."""
     if isinstance(own, DTensor):
-        return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)
+        return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
     return tensor
 
 

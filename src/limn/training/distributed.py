@@ -162,13 +162,6 @@ def parallelise(model: CLIP, parallel: Literal["ddp", "fsdp"], world: World) -> 
     if parallel == "ddp":
         # BatchNorm's statistics are averaged once a step (training/step.py), not sent from rank 0
         return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
-    if len({parameter.dtype for parameter in model.parameters()}) > 1:
-        raise ConfigError(
-            "optim.bf16-weights with train.parallel fsdp",
-            must="be empty: FSDP shards parameters of one dtype",
-            got="weights of two",
-            then="Leave out one of the two; fsdp alone divides the memory of weights by the number of ranks.",
-        )
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP shards nothing else
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in model.modules():
@@ -205,13 +198,17 @@ def local(tensor: Tensor) -> Tensor:
 # --- the watch -------------------------------------------------------------------------------------------------------
 
 
+class Stopped(KeyboardInterrupt):
+    """All ranks agreed to stop because one was asked to."""
+
+
 class Watch:
     """A thread that notes where this rank is and ends the process when another one is lost."""
 
     def __init__(self, rank: int, size: int, patience_seconds: float) -> None:
         self.rank, self.size, self.patience = rank, size, patience_seconds
-        self._place: dict[str, Any] = {"step": -1, "stage": "preparing", "beat": 0}
-        self._since = time.monotonic()
+        self._beat = 0
+        self.at(-1, "preparing")
         self._over = threading.Event()
         # a connection of its own: the group's blocks while it waits
         store = TCPStore(
@@ -229,11 +226,11 @@ class Watch:
 
     def at(self, step: int, stage: str) -> None:
         """This rank is in `stage` of `step`."""
-        self._place, self._since = {**self._place, "step": step, "stage": stage}, time.monotonic()
+        self._place: dict[str, Any] = {"step": step, "stage": stage, "since": time.monotonic()}
 
     def fail(self, error: BaseException) -> None:
         """This rank ends with `error`. If that came from a lost connection, wait for the name of who lost it."""
-        if isinstance(error, KeyboardInterrupt):  # asked for, and agreed upon by all
+        if isinstance(error, Stopped):
             return self.at(sys.maxsize, "finished")
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error)):
             if threading.current_thread() is threading.main_thread():
@@ -253,12 +250,15 @@ class Watch:
             self._note()
             lost = self._look()
             if lost and not self._over.is_set():
+                self._place = {**self._place, "lost": lost}  # so that the others say the same
+                self._note()
                 print(f"limn: {lost}", file=sys.stderr, flush=True)
                 os._exit(1)  # the main thread waits inside torch and cannot be woken
 
     def _note(self) -> None:
-        self._place["beat"] += 1
-        place = self._place | {"still": time.monotonic() - self._since}
+        self._beat += 1
+        place = self._place | {"beat": self._beat}
+        place["still"] = time.monotonic() - place.pop("since")
         with suppress(RuntimeError):  # a store that is gone is noticed where it is read
             self._store.set(str(self.rank), json.dumps(place))
 
@@ -284,15 +284,19 @@ class Watch:
 def find_lost(heard: dict[int, tuple[dict[str, Any], float]], *, size: int, patience: float) -> str | None:
     """Which rank is lost, and where, from each rank's last note and the seconds since it came.
 
-    A rank is lost when it ended with an error, when its thread is silent, or when it stands still at a place that the
-    others have passed.
+    A rank is lost when it ended with an error, when its thread is silent, or when it stands still at a place that
+    another one has left behind, and that one has waited for as long.
     """
 
     def where(place: dict[str, Any]) -> str:
-        return f"step {place['step']}, {place['stage']}" if place.get("step", -1) >= 0 else "the start"
+        if place.get("step", -1) < 0:
+            return "the start"
+        return "the end" if place["stage"] == "finished" else f"step {place['step']}, {place['stage']}"
 
     ends = "limn train --resume RUN continues from the last checkpoint; torchrun --max-restarts 3 does so by itself."
     for rank, (place, silent) in heard.items():
+        if "lost" in place:
+            return place["lost"]
         if "error" in place:
             return f"Rank {rank} of {size} must go on. Got {place['error']} in {where(place)}. {ends}"
         if silent > SILENCE_SECONDS and place.get("stage") != "finished":
@@ -305,10 +309,10 @@ def find_lost(heard: dict[int, tuple[dict[str, Any], float]], *, size: int, pati
         return place["step"], STAGES.index(place["stage"])
 
     rank, last = min(places.items(), key=lambda item: progress(item[1]))
-    waiting = [other for other, place in places.items() if progress(place) > progress(last)]
-    if waiting and last["stage"] not in UNHURRIED and last["still"] > patience:
+    waits = [place["still"] for place in places.values() if progress(place) > progress(last)]
+    if waits and last["stage"] not in UNHURRIED and min(last["still"], max(waits)) > patience:
         return (
-            f"Rank {rank} of {size} must not stand still. Got {last['still']:.0f} s in {where(last)} while "
-            f"{len(waiting)} wait. Lengthen --train.patience-seconds if it was only slow. {ends}"
+            f"Rank {rank} of {size} must not stand still. Got {last['still']:.0f} s in {where(last)} while another "
+            f"waits. Lengthen --train.patience-seconds if it was only slow. {ends}"
         )
     return None

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from limn.model.clip import CLIP
 from limn.training.distributed import World, local
@@ -39,17 +40,23 @@ class Guard:
             tower: torch.tensor([i for i, n in enumerate(self._names) if n.startswith(tower)], device=world.device)
             for tower in ("image", "text")
         }
+        parameters = list(model.parameters())
+        # a sharded gradient's square is the sum over ranks; one that is whole would count once for each
+        shares = [1.0 if isinstance(parameter, DTensor) else 1 / world.size for parameter in parameters]
+        self._shares = torch.tensor(shares, device=world.device) if min(shares) < max(shares) else None
         self._records: list[tuple[int, Float[Tensor, " numbers"], torch.cuda.Event | None]] = []
 
     def look(self, outcome: Outcome, step: int) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """(1 if anything is not finite and else 0, the L2 norms of the gradients: of each tower, and of all). Both stay
         on the device."""
         norms = self._gradient_norms()
-        finite = torch.stack([outcome.loss.isfinite(), outcome.image_finite, outcome.text_finite]).float()
-        found = 1 - finite.min() * norms.isfinite().all()
+        finite = torch.stack(
+            [outcome.image_finite, outcome.text_finite, outcome.loss.isfinite(), norms.isfinite().all()]
+        ).float()
         if self.world.size > 1:  # features are those of this rank
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        record = torch.cat([found.view(1), outcome.loss.float().view(1), finite[1:], norms])
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        found = 1 - finite.min()
+        record = torch.cat([found.view(1), outcome.loss.float().view(1), finite[:2], norms])
         arrived = None
         if record.device.type == "cuda":
             record, arrived = record.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -68,16 +75,18 @@ class Guard:
                 return Trouble(step, f"loss {record[1].item():.4g}, {self._blame(record)}")
         return None
 
+    def forget(self) -> None:
+        """Go back in time: what was not told of yet never happened."""
+        self._records.clear()
+
     def _gradient_norms(self) -> Float[Tensor, " parameters"]:
         """The L2 norm of each parameter's gradient, in the model's order."""
         gradients = gradients_of(self.model)
         dtype = self.model.log_logit_scale.dtype  # float32, whatever the matrices are kept in
         norms = torch.stack(torch._foreach_norm([*map(local, gradients)], 2, dtype))  # pyright: ignore[reportPrivateImportUsage]
-        on_every_rank = [gradient is local(gradient) for gradient in gradients]
-        if all(on_every_rank):
+        if self._shares is None:
             return norms
-        # a sharded gradient's square is the sum over ranks; one that is whole would count once for each
-        squares = norms.square() / torch.tensor([self.world.size if whole else 1 for whole in on_every_rank]).to(norms)
+        squares = norms.square() * self._shares
         dist.all_reduce(squares)
         return squares.sqrt()
 

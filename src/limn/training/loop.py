@@ -33,12 +33,12 @@ from limn.model.clip import CLIP
 from limn.model.store import filled, load
 from limn.model.zoo import architecture, create
 from limn.objectives.contrastive import contrastive_loss_and_accuracy
-from limn.progress import progress, say, silent
+from limn.progress import progress, silent
 from limn.run import RunDirectory, to_json, write_json
 from limn.training.allocator import keep_freed_memory
 from limn.training.average import Average
 from limn.training.checkpoint import Progress, State, checkpoints, is_readable, load_checkpoint, save_checkpoint
-from limn.training.distributed import World, check_share, is_restart, parallelise, world
+from limn.training.distributed import Stopped, World, check_share, is_restart, parallelise, world
 from limn.training.guard import Guard, Trouble, clip_gradients
 from limn.training.optimizer import halve_weights, make_optimizer
 from limn.training.schedule import lr_share
@@ -64,11 +64,12 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
             got=f"data={config.data}, out={config.out}",
             then="Give --data PATH; the command line sets --out to runs/RECIPE.",
         )
-    config = with_absolute_paths(config)
+    config = settled(config)
     assert config.out is not None
     run = RunDirectory(config.out)
     with world(config.train.patience_seconds) as ranks:
-        resume = resume or (is_restart() and run.config.exists())
+        # a job that torchrun starts again finds its own run, not somebody else's
+        resume = resume or (is_restart() and run.config.exists() and run.read_config() == config)
         if run.config.exists() and not resume:
             raise ConfigError(
                 f"The run directory {run.path}",
@@ -86,19 +87,19 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     source = training_pairs(config)
     plan = resolve(config, pairs=len(source))
     share = check_share(config.train.batch_size, world)
-    shape = architecture(config.model)  # an unknown name is said before anything is written
-    config = replace(config, optim=config.optim.for_encoder(shape.image))
+    shape = architecture(config.model)
     dtype, reason = choose_precision(config, world.device)
     if config.test is not None:
         read_pictures(config.test)  # so that a wrong path is not found out after the training
-    base = None if config.init is None else load(config.init, image_size=shape.image_size)
+    started = resume and bool(checkpoints(run.checkpoints))
+    base = None if config.init is None or started else starting_model(config)
     tokenizer = run_tokenizer(config, run, source, base, world, resume=resume)
     world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
 
     # --- model --------------------------------------------------------------------------------------------------------
     if world.device.type == "cpu":
         keep_freed_memory()
-    model = create(config.model, tokenizer=tokenizer, seed=config.seed) if base is None else fitting(base, config)
+    model = create(config.model, tokenizer=tokenizer, seed=config.seed) if base is None else base
     model = model.to(world.device).train()
     model.recompute_blocks(config.train.recompute_blocks)
     halve_weights(model, config.optim.bf16_weights)
@@ -106,8 +107,8 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     optimizer = make_optimizer(model, config.optim, seed=config.seed)
     average = None if config.optim.ema_decay is None else Average(model, config.optim.ema_decay)
     state = State(model, optimizer, average)
-    at = Progress(step=0, left_out=0, data=source.fingerprint)
-    at = (continue_from(run, state, at) if resume else None) or at
+    saved = continue_from(run, state, world, data=source.fingerprint) if resume else None
+    at = saved or Progress(step=0, left_out=0, data=source.fingerprint)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     ranks = f"{world.size} ranks of {share} pairs, " if world.size > 1 else ""
     world.say(
@@ -145,8 +146,8 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
         return loader.batches(at.step + at.left_out, plan.steps + at.left_out)
 
     with metrics_log(run, at.step, world) as log, stop_at_signals() as asked_to_stop:
-        if config.train.non_finite == "rewind" and not checkpoints(run.checkpoints):
-            save()
+        if config.train.non_finite == "rewind" and saved is None:
+            save()  # something to go back to
         first, seconds, saved_at, coming = at.step, log.seconds, time.monotonic(), batches()
         with progress("Training", plan.steps, start=at.step) if world.rank == 0 else silent() as advance:
             start = time.monotonic()
@@ -165,12 +166,18 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     world=world,
                 )
                 if average is not None:
-                    average.update()
+                    average.update(torch.as_tensor(metrics["skipped"]))
                 at = replace(at, step=at.step + 1)
                 last = at.step == plan.steps
+                seconds += time.monotonic() - start
+                start = time.monotonic()
+                world.at(at.step, "agreeing")
+                due = world.rank == 0 and time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
+                stopping, saving = world.any(asked_to_stop(), due)
+                saving = saving or stopping or last
 
                 # --- what is not finite
-                trouble = guard.trouble(wait=last)
+                trouble = guard.trouble(wait=saving)
                 if trouble is None and config.train.non_finite == "skip":
                     troubles = 0
                 if trouble:
@@ -178,21 +185,16 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     check_policy(trouble, troubles, config)
                     world.say(f"Step {trouble.step} was not finite: {trouble.where}. Its update was left out.")
                 if trouble and config.train.non_finite == "rewind":
-                    there = continue_from(run, state, at)
+                    there = continue_from(run, state, world, data=source.fingerprint)
                     assert there is not None  # one was saved before the first step
                     at = replace(there, left_out=trouble.step + at.left_out + 1 - there.step)
+                    guard.forget()
                     world.say(f"Back at step {at.step}; {at.left_out} batches in all are left out.")
                     log.drop_after(at.step)
                     coming = batches()
                     continue
 
                 # --- the log
-                seconds += time.monotonic() - start
-                start = time.monotonic()
-                world.at(at.step, "agreeing")
-                due = world.rank == 0 and time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
-                stopping, saving = world.any(asked_to_stop(), due)
-                saving = saving or stopping or last
                 pairs_per_second = max(0, at.step - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
                 if world.device.type == "cpu" or saving or at.step % LOG_EVERY == 0:  # reading waits for a GPU
                     numbers = {name: float(value) for name, value in metrics.items()}
@@ -203,14 +205,14 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                         log.write({**so_far, **speed, **numbers})
                 if saving:
                     path = save()
-                    troubles = 0
+                    troubles = 0 if config.train.non_finite == "rewind" else troubles
                     saved_at = start = time.monotonic()  # time spent writing is not time spent training
                     if stopping and not last:
                         world.say(
                             f"Stopped after step {at.step}; saved {path}.\n"
                             f"Continue with: limn train --resume {run.path}"
                         )
-                        raise KeyboardInterrupt
+                        raise Stopped
 
     # --- the model ----------------------------------------------------------------------------------------------------
     world.at(at.step, "saving")
@@ -225,32 +227,40 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
         "pairs_seen": f"{plan.total_pairs:,}",
         "recipe": config.model,
     }
-    weights = {name: whole(tensor) for name, tensor in model.state_dict().items()}
-    averaged = {} if average is None else {name: whole(tensor) for name, tensor in average.weights.items()}
+    weights = gathered(model.state_dict(), world)
+    averaged = {} if average is None else gathered(average.weights, world)
     if world.rank == 0:
         write_json(run.data, {**data, "skipped": source.skipped, "unreadable": unreadable, "captions_cut": cut})
-        filled(model.architecture, weights, tokenizer, where=f"the run {run.path}").save(run.model, **card)
         if averaged:
             model_ema = filled(model.architecture, {**weights, **averaged}, tokenizer, where=f"the run {run.path}")
             model_ema.save(run.model_ema, **card, averaged=f"exponentially, decay {config.optim.ema_decay}")
+        filled(model.architecture, weights, tokenizer, where=f"the run {run.path}").save(run.model, **card)
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """`config` as a run keeps it: its paths mean the same wherever the next command is run."""
+def settled(config: RunConfig) -> RunConfig:
+    """`config` as a run keeps it: its paths mean the same wherever the next command is run, and what depends on the
+    encoder's family is filled in."""
     paths = {name: getattr(config, name) for name in ("data", "test", "out", "init")}
     absolute = {name: path.resolve() for name, path in paths.items() if path is not None}
     if config.tokenizer not in (None, "openai"):
         absolute["tokenizer"] = str(Path(config.tokenizer).resolve())
-    return replace(config, **absolute)
+    optim = config.optim.for_encoder(architecture(config.model).image)
+    return replace(config, **absolute, optim=optim)
 
 
-def continue_from(run: RunDirectory, state: State, now: Progress) -> Progress | None:
-    """Load the newest whole checkpoint of a run, if there is one; returns how far it is."""
-    for checkpoint in checkpoints(run.checkpoints):
+def continue_from(run: RunDirectory, state: State, world: World, *, data: str) -> Progress | None:
+    """Load the newest whole checkpoint of a run, if there is one; returns how far it is. Rank 0 chooses for all."""
+    world.at(-1, "preparing")
+    chosen = None
+    for checkpoint in checkpoints(run.checkpoints) if world.rank == 0 else ():
         if is_readable(checkpoint):
-            return load_checkpoint(checkpoint, state, data=now.data)
-        say(f"{checkpoint} is damaged; the one before it is used.")
-    return None
+            chosen = checkpoint.name
+            break
+        world.say(f"{checkpoint} is damaged; the one before it is used.")
+    chosen = world.collect(chosen)[0]
+    there = None if chosen is None else load_checkpoint(run.checkpoints / chosen, state, data=data)
+    world.barrier()
+    return there
 
 
 def run_tokenizer(
@@ -259,7 +269,8 @@ def run_tokenizer(
     """The run's tokenizer: when resuming the one that is there, else that of the model to start from, else the
     config's, else one trained on the captions. Rank 0 writes it, the others read it."""
     if world.rank == 0 and not (resume and run.tokenizer.exists()):
-        if base is not None and base.tokenizer is not None:
+        if base is not None:
+            assert base.tokenizer is not None
             tokenizer = base.tokenizer
         elif config.tokenizer == "openai":
             tokenizer = Tokenizer.openai()
@@ -272,21 +283,24 @@ def run_tokenizer(
     return Tokenizer.load(run.tokenizer)
 
 
-def fitting(base: CLIP, config: RunConfig) -> CLIP:
-    """`base`, if it is the architecture that `config` asks for."""
-    wanted, got = architecture(config.model), base.architecture
-    if replace(wanted, text=replace(wanted.text, vocab_size=got.text.vocab_size)) != got:
+def starting_model(config: RunConfig) -> CLIP:
+    """The model that `config.init` names, for the pictures that the run is about."""
+    assert config.init is not None
+    wanted = architecture(config.model)
+    base = load(config.init, image_size=wanted.image_size)
+    got = base.architecture
+    if base.tokenizer is None or replace(wanted, text=replace(wanted.text, vocab_size=got.text.vocab_size)) != got:
         raise ConfigError(
             f"The model {config.init} to start from",
-            must=f"be a {config.model}, but for the size of its pictures and its vocabulary",
-            got=got,
+            must=f"be a {config.model} with a tokenizer; pictures and vocabulary may be of another size",
+            got=f"{got}, tokenizer: {base.tokenizer is not None}",
             then="Set --model to its architecture, or leave --init out.",
         )
     return base
 
 
 def choose_precision(config: RunConfig, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype that the encoders compute in, and why."""
+    """The dtype that the encoders compute in, and why. Raises `ConfigError` for bf16 weights where that is float32."""
     precision = config.train.precision
     if precision == "auto":
         if device.type == "cuda":
@@ -344,6 +358,7 @@ def train_step(
     # what torch's GradScaler sets: the optimizers look at it on the device and leave everything as it is
     optimizer.found_inf, optimizer.grad_scale = found, None  # type: ignore[attr-defined]
     optimizer.step()
+    outcome.statistics.advance(world, found)
     guard.model.clip_logit_scale()
     return {
         "loss": outcome.loss,
@@ -373,10 +388,14 @@ def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A weight as the model directory keeps it: gathered from all ranks, float32, on the CPU."""
-    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-    return tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
+def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Weights as a model directory keeps them, whole and on the CPU, on rank 0; nothing on the others."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        if world.rank == 0:
+            whole[name] = full.cpu()
+    return whole
 
 
 def describe_metrics(metrics: dict[str, float], speed: float) -> str:

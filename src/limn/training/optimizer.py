@@ -160,7 +160,9 @@ class HalfAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            state |= {name: torch.zeros_like(parameter, dtype=self.moments) for name in MOMENTS}
+            # one number saves nothing, and FSDP, which leaves it whole, wants the same on every rank: without noise
+            dtype = torch.float32 if parameter.ndim == 0 else self.moments
+            state |= {name: torch.zeros_like(parameter, dtype=dtype) for name in MOMENTS}
         return state
 
     def packs(self, parameters: list[Tensor], size: int) -> Iterator[list[tuple[Tensor, ...]]]:

@@ -40,6 +40,8 @@ class Outcome:
     image_finite: Tensor
     """Whether every image feature of this rank is finite."""
     text_finite: Tensor
+    statistics: "RunningStatistics"
+    """BatchNorm's, which advance once it is known that the step counts."""
 
 
 def backward(
@@ -54,7 +56,8 @@ def backward(
 ) -> Outcome:
     """Add the gradient of `loss` on `batch` to the parameters' `.grad`, computing `pieces` micro-batches in turn.
 
-    `replica` is the model, or its DDP wrapper; `dtype` is what the encoders compute in.
+    `replica` is the model, or its DDP wrapper; `dtype` is what the encoders compute in. `pieces` is the same on all
+    ranks, and gradients are averaged over them.
     """
     model = replica.module if isinstance(replica, nn.parallel.DistributedDataParallel) else replica
     assert isinstance(model, CLIP)
@@ -63,12 +66,12 @@ def backward(
     tokens = batch.tokens.tensor_split(len(pixels))
     statistics = RunningStatistics(model)
 
-    def encode(piece: int) -> tuple[Tensor, Tensor, Tensor]:
-        world.at(step, "encoding")
+    def encode(piece: int, stage: str = "encoding") -> tuple[Tensor, Tensor, Tensor]:
+        world.at(step, stage)
         with statistics.of_a_piece(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return replica(pixels[piece], tokens[piece])
 
-    if len(pixels) == 1:
+    if pieces == 1:
         image, text, scale = encode(0)
         world.at(step, "loss")
         value, accuracy = loss(image, text, scale)
@@ -91,19 +94,18 @@ def backward(
         accumulate_in_float32(model)
         for piece in range(len(pixels)):
             with local_gradients(replica), replayed(random_states[piece], device):
-                image_part, text_part, _ = encode(piece)
-                world.at(step, "backward")
+                image_part, text_part, _ = encode(piece, "backward")
                 torch.autograd.backward((image_part, text_part), (image_grads[piece], text_grads[piece]))
         model.logit_scale.backward(scale.grad)
-    if model is replica or len(pixels) > 1:  # else DDP has averaged them
+    if model is replica or pieces > 1:  # else DDP has averaged them
         average_gradients(model, world)
-    statistics.advance(world)
     return Outcome(
         loss=value.detach(),
         accuracy=accuracy,
         logit_scale=scale.detach(),
         image_finite=image.detach().isfinite().all(),
         text_finite=text.detach().isfinite().all(),
+        statistics=statistics,
     )
 
 
@@ -142,16 +144,17 @@ class RunningStatistics:
             total.add_(now)
         self._passes += 1
 
-    def advance(self, world: World) -> None:
-        """At the end of the step."""
+    @torch.no_grad()
+    def advance(self, world: World, left_out: Tensor) -> None:
+        """At the end of the step; where it was left out (1, else 0), they are again what they were."""
         if not self._now:
             return
-        with torch.no_grad():
-            for now, total in zip(self._now, self._sums, strict=True):
-                now.copy_(total / self._passes)
-            world.mean(self._now)
-            for count, before in zip(self._counts, self._counted, strict=True):
-                count.copy_(before + 1)
+        means = [total / self._passes for total in self._sums]
+        world.mean(means)
+        for now, before, mean in zip(self._now, self._before, means, strict=True):
+            now.copy_(torch.where(left_out > 0, before, mean))
+        for count, before in zip(self._counts, self._counted, strict=True):
+            count.copy_(before + (left_out == 0))
 
 
 # --- random draws inside the encoders --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from limn.model.zoo import create
 from limn.objectives.contrastive import contrastive_loss_and_accuracy
 from limn.training.distributed import World, parallelise, world
 from limn.training.guard import Guard
+from limn.training.optimizer import halve_weights
 from limn.training.step import backward
 
 
@@ -34,6 +35,8 @@ class Case:
     recompute: bool = False
     duplicates: bool = False
     left_out: int = 0
+    half: bool = False
+    """The text encoder's matrices in bfloat16, computing in bfloat16."""
 
 
 CASES = {
@@ -43,6 +46,9 @@ CASES = {
     "vit cached, recomputed, duplicates": Case(VIT, micro_batch=2, recompute=True, duplicates=True),
     "vit uneven": Case(VIT, left_out=2),
     "vit cached, uneven": Case(VIT, micro_batch=3, left_out=2),
+    "vit half": Case(VIT, dtype=torch.float32, half=True),
+    "vit half cached": Case(VIT, dtype=torch.float32, half=True, micro_batch=3),
+    "vit fsdp uneven": Case(VIT, parallel="fsdp", left_out=2),
     "vit fsdp": Case(VIT, parallel="fsdp"),
     "vit fsdp float32": Case(VIT, parallel="fsdp", dtype=torch.float32),
     "vit fsdp cached, recomputed": Case(VIT, parallel="fsdp", micro_batch=3, recompute=True),
@@ -56,6 +62,7 @@ def run(case: Case, ranks: World) -> dict[str, Tensor]:
     """The loss, the gradient norms of the guard, every gradient averaged over ranks, BatchNorm's buffers."""
     model = create(case.shape).train().to(case.dtype)
     model.recompute_blocks(case.recompute)
+    halve_weights(model, ("text",) if case.half else ())
     share = 24 // ranks.size
     rows = list(range(ranks.rank * share, (ranks.rank + 1) * share))
     if ranks.rank == 0:
@@ -69,8 +76,10 @@ def run(case: Case, ranks: World) -> dict[str, Tensor]:
 
     replica = parallelise(model, case.parallel, ranks)
     pieces = -(-share // case.micro_batch)
-    outcome = backward(replica, batch, loss, pieces=pieces, dtype=torch.float32, world=ranks)
+    dtype = torch.bfloat16 if case.half else torch.float32
+    outcome = backward(replica, batch, loss, pieces=pieces, dtype=dtype, world=ranks)
     found, norms = Guard(model, ranks).look(outcome, 0)
+    outcome.statistics.advance(ranks, found)
     results = {"loss": outcome.loss, "accuracy": outcome.accuracy, "found": found}
     results |= {f"norm {name}": norm for name, norm in norms.items()}
     results |= {f"gradient {name}": gathered(p.grad) for name, p in model.named_parameters()}

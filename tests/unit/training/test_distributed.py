@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ from test_step import ALONE, difference
 from limn.data.demo import write_demo
 from limn.errors import ConfigError
 from limn.run import RunDirectory
-from limn.training.distributed import SILENCE_SECONDS, check_share, find_lost, parallelise
+from limn.training.checkpoint import is_readable
+from limn.training.distributed import SILENCE_SECONDS, check_share, find_lost
 
 HERE = Path(__file__).parent
 
@@ -38,7 +40,11 @@ def run_ranks(number: int, folder: Path, *command: str) -> None:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
         with (folder / f"rank-{rank}.log").open("w") as log:
             processes.append(subprocess.Popen([sys.executable, *command], env=shared | own, stderr=log))
-    codes = [process.wait(timeout=300) for process in processes]
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     logs = [(folder / f"rank-{rank}.log").read_text() for rank in range(number)]
     assert codes == [0] * number, "\n".join(logs)
 
@@ -50,7 +56,7 @@ def test_every_gradient_is_that_of_one_process(number: int, tmp_path: Path, requ
     for name, case in CASES.items():
         alone, together = run(case, ALONE), load_file(tmp_path / f"{name}.safetensors")
         # measured (benchmarks/results/ranks.json): at most 2e-15 and 2e-6 of what it is
-        tolerance = 1e-12 if case.dtype == torch.float64 else 1e-5
+        tolerance = 1e-12 if case.dtype == torch.float64 else 3e-2 if case.half else 1e-5
         assert together["accuracy"] == alone["accuracy"] and together["found"] == 0, name
         kinds = ("loss", "gradient", "gradient log_logit_scale", "norm", "buffer")
         sides = [
@@ -121,11 +127,15 @@ def test_a_sharded_checkpoint_continues_on_another_number_of_ranks(digits: list[
         "shard-00002-model-00001-of-00001.safetensors",
         "state.json",
     ]
-    subprocess.run(["rm", "-r", str(newest), str(run.model)], check=True)  # as if stopped one step earlier
+    shutil.rmtree(run.model)
+    next(newest.glob("*.safetensors")).unlink()
+    assert not is_readable(newest)  # so the run goes on from the one before
     resumed = subprocess.run(
         [sys.executable, "-m", "limn", "train", "--resume", str(run.path)], capture_output=True, text=True, check=False
     )
-    assert resumed.returncode == 0 and "from step 11" in resumed.stderr, resumed.stderr
+    assert resumed.returncode == 0 and "is damaged" in resumed.stderr and "from step 11" in resumed.stderr, (
+        resumed.stderr
+    )
     assert difference(final, load_file(run.model / "model.safetensors")) < 1e-5
 
 
@@ -194,6 +204,8 @@ def note(step: int, stage: str, still: float = 0.0, **more: Any) -> dict[str, An
         ({0: (note(5, "loss"), 0.0), 1: (note(5, "encoding"), 0.0)}, None),
         # slow, but nobody waits
         ({0: (note(5, "encoding", 80.0), 0.0), 1: (note(5, "encoding", 80.0), 0.0)}, None),
+        # slow, but nobody has waited for long
+        ({0: (note(5, "loss", 1.0), 0.0), 1: (note(5, "reading pairs", 80.0), 0.0)}, None),
         # slow, and waited for, but saving takes what it takes
         ({0: (note(5, "saving", 80.0), 0.0), 1: (note(6, "loss", 79.0), 0.0)}, None),
         (
@@ -202,6 +214,8 @@ def note(step: int, stage: str, still: float = 0.0, **more: Any) -> dict[str, An
         ),
         ({0: (note(5, "loss"), 0.0), 1: (note(5, "loss"), SILENCE_SECONDS + 1)}, "Rank 1 of 2 must be alive"),
         ({0: (note(5, "loss"), 0.0), 1: ({}, SILENCE_SECONDS + 1)}, "after the start"),
+        # what rank 0 found out, the others repeat
+        ({0: (note(5, "loss", lost="Rank 3 is gone."), 0.0), 2: (note(5, "loss"), 0.0)}, "Rank 3 is gone."),
         ({0: (note(5, "loss"), 0.0), 1: (note(9, "finished"), SILENCE_SECONDS + 1)}, None),
         (
             {0: (note(5, "loss"), 0.0), 1: (note(5, "loss", error="OSError: gone"), 0.0)},
@@ -219,18 +233,6 @@ def test_a_batch_is_shared_evenly():
     assert check_share(96, three) == 32
     with pytest.raises(ConfigError, match=r"multiple of the 3 ranks. Got 128. Take 126"):
         check_share(128, three)
-
-
-def test_fsdp_wants_weights_of_one_dtype():
-    from test_step import VIT
-
-    from limn.model.zoo import create
-    from limn.training.optimizer import halve_weights
-
-    model = create(VIT)
-    halve_weights(model, ("text",))
-    with pytest.raises(ConfigError, match="one dtype"):
-        parallelise(model, "fsdp", ALONE.__class__(rank=0, size=2, device=ALONE.device, at=ALONE.at))
 
 
 def test_json_travels_between_ranks():

@@ -40,6 +40,7 @@ def gradients(
 ) -> tuple[dict[str, Tensor], Outcome]:
     model.zero_grad()
     outcome = backward(model, batch, contrastive_loss_and_accuracy, pieces=pieces, dtype=dtype, world=ALONE)
+    outcome.statistics.advance(ALONE, torch.tensor(0.0))
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, outcome
 
 
