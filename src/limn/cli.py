@@ -173,7 +173,7 @@ def train_verb(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print("limn train RECIPE [--data PATH] [--train.epochs 20] ...   starts a run in runs/RECIPE")
         print("limn train --resume RUN                                  continues one to the bit\n")
-        print("\n".join(f"  {name:<8} {summary(recipe)}" for name, recipe in RECIPES.items()))
+        print("\n".join(f"  {name:<12} {summary(recipe)}" for name, recipe in RECIPES.items()))
         print("\nlimn train RECIPE --help lists every setting with the recipe's value.")
         return
     name, *flags = args

@@ -191,6 +191,27 @@ def test_a_killed_rank_is_named_and_ends_the_job(digits: list[str], tmp_path: Pa
     assert "limn: Rank 1 of 2 must be alive. Got no sign for" in error and "after step " in error
 
 
+@pytest.mark.slow
+def test_a_stopped_job_saves_and_continues_on_one_rank(digits: list[str], tmp_path: Path):
+    run = RunDirectory(tmp_path / "run")
+    settings = [*digits, "--train.epochs", "40", "--train.checkpoint-minutes", "0.01", "--out", str(run.path)]
+    with subprocess.Popen(torchrun(*settings), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_a_step(run, process)
+            process.terminate()
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "Stopped after step" in error and "must be alive" not in error, error
+    stopped = int(error.split("Stopped after step ")[1].split(";")[0])
+    config = json.loads(run.config.read_text())
+    config["train"]["epochs"] = (stopped + 1) * 128 / 1438  # the end is near
+    run.config.write_text(json.dumps(config))
+    command = [sys.executable, "-m", "limn", "train", "--resume", str(run.path)]
+    resumed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0 and f"from step {stopped}." in resumed.stderr, resumed.stderr
+
+
 # --- who is lost -----------------------------------------------------------------------------------------------------
 
 
