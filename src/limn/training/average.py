@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from limn.model.clip import CLIP
+from limn.training.distributed import local
 
 
 class Average:
@@ -21,4 +22,4 @@ class Average:
         """After an optimizer step; one that was left out (1, else 0) does not count."""
         weight = (1 - self.decay) * (1 - left_out)
         for average, parameter in zip(self.weights.values(), self._parameters, strict=True):
-            average.lerp_(parameter.float(), weight)
+            local(average).lerp_(local(parameter).float(), weight)
