@@ -192,8 +192,10 @@ class HalfAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, saved in state_dict["state"].items():
-            like = torch.empty_like(parameters[index], dtype=self.moments)
-            self.state[parameters[index]] |= {name: like.clone().copy_(saved[name]) for name in MOMENTS}
+            self.state[parameters[index]] |= {
+                name: torch.empty_like(parameters[index], dtype=saved[name].dtype).copy_(saved[name])
+                for name in MOMENTS
+            }
 
 
 def flat(parameter: Tensor, gradient: Tensor, *moments: Tensor) -> list[Tensor]:

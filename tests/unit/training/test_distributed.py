@@ -55,7 +55,7 @@ def test_every_gradient_is_that_of_one_process(number: int, tmp_path: Path, requ
     run_ranks(number, tmp_path, str(HERE / "ranks.py"), str(tmp_path))
     for name, case in CASES.items():
         alone, together = run(case, ALONE), load_file(tmp_path / f"{name}.safetensors")
-        # measured (benchmarks/results/ranks.json): at most 2e-15 and 2e-6 of what it is
+        # measured (benchmarks/results/ranks.json): at most 3e-15 and 2e-6, and 3e-3 where the text encoder is bf16
         tolerance = 1e-12 if case.dtype == torch.float64 else 3e-2 if case.half else 1e-5
         assert together["accuracy"] == alone["accuracy"] and together["found"] == 0, name
         kinds = ("loss", "gradient", "gradient log_logit_scale", "norm", "buffer")
