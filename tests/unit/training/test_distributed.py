@@ -169,7 +169,9 @@ def test_a_stopped_rank_is_named_and_the_job_starts_again_from_the_last_checkpoi
                     break
             assert time.monotonic() - stopped < 60
             assert line.startswith("limn: Rank 1 of 2 must be alive. Got no sign for") and "after step " in line
-            again = next(line for line in process.stderr if "steps from step" in line)
+            rest = list(process.stderr)
+            again = next((line for line in rest if "steps from step" in line), None)
+            assert again is not None, "".join(rest)
             assert int(again.split("from step ")[1].split(".")[0]) > 0
         finally:
             process.terminate()  # torchrun ends its ranks
