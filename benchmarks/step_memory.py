@@ -12,7 +12,6 @@ Needs open_clip_torch beside limn (make peers).
 """
 
 import argparse
-import importlib
 import importlib.util
 import io
 import json
@@ -41,8 +40,8 @@ from limn.training.allocator import keep_freed_memory
 from limn.training.distributed import World
 from limn.training.optimizer import halve_weights, make_optimizer
 from limn.training.step import backward
+from towers import NAMES, made_up_captions, open_clip
 
-NAMES = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},
     "blocks recomputed": {"recompute": True},
@@ -75,14 +74,10 @@ def measure(step: Callable[[], Any], steps: int) -> dict[str, float]:
 
 
 def made_up(batch: int, size: int) -> tuple[Tensor, Tensor]:
-    """Pixels, and captions of 77 tokens at most and 18 on average."""
+    """Pixels and captions."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.empty(batch).log_normal_(2.6, 0.65, generator=generator).round().clamp(1, 75).long() + 2
-    tokens = torch.randint(1, 49406, (batch, 77), generator=generator)
-    tokens[:, 0] = 49406
-    tokens[torch.arange(batch), lengths - 1] = 49407
     pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
-    return pixels, tokens.masked_fill(torch.arange(77) >= lengths[:, None], 0)
+    return pixels, made_up_captions(batch)
 
 
 def limn_step(
@@ -106,8 +101,7 @@ def limn_step(
 
 
 def open_clip_step(name: str, batch: int, steps: int, *, recompute: bool = False) -> dict[str, float]:
-    open_clip = importlib.import_module("open_clip")
-    model, criterion = open_clip.create_model(NAMES[name]).train(), open_clip.ClipLoss()
+    model, criterion = open_clip().create_model(NAMES[name]).train(), open_clip().ClipLoss()
     model.set_grad_checkpointing(recompute)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     pixels, tokens = made_up(batch, ZOO[name].image_size)

@@ -81,12 +81,12 @@ class World:
         return tuple(bool(flag) for flag in flags[1:])
 
     def collect(self, value: Any) -> list[Any]:
-        """The JSON values of all ranks, in their order."""
+        """The plain values of all ranks, in their order."""
         if self.size == 1:
             return [value]
-        values: list[str] = [""] * self.size
-        dist.all_gather_object(values, json.dumps(value))
-        return [json.loads(value) for value in values]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def mean(self, tensors: list[Tensor]) -> None:
         """Replace float tensors by their means over ranks."""

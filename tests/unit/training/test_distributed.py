@@ -258,5 +258,5 @@ def test_a_batch_is_shared_evenly():
         check_share(128, three)
 
 
-def test_json_travels_between_ranks():
-    assert ALONE.collect({"a": [1]}) == [{"a": [1]}] and json.dumps(ALONE.any(True, False)) == "[true, false]"
+def test_one_process_decides_alone():
+    assert ALONE.collect({"a": [1]}) == [{"a": [1]}] and ALONE.any(True, False) == (True, False)
