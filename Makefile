@@ -40,6 +40,7 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt open_clip_torch==3.3.0 timm==1.0.31
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps webdataset==0.2.86  # as its loader wants it
 	@$(PEERS)/bin/python -W ignore -c 'import torchvision' 2> /dev/null \
 	  || : > $$(echo $(PEERS)/lib/python3*/site-packages/torchvision)/_meta_registrations.py
 	$(PEERS)/bin/python -W ignore -c 'import open_clip'

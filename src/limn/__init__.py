@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from limn.data.sources import Pair, Source, read_pairs
+    from limn.data.pairs import Pair, Source
+    from limn.data.sources import read_pairs
     from limn.data.tokenizer import Tokenizer
     from limn.errors import (
         ConfigError,
@@ -37,9 +38,9 @@ _HOME = {
     "LimnError": "limn.errors",
     "MissingExtra": "limn.errors",
     "ModelError": "limn.errors",
-    "Pair": "limn.data.sources",
+    "Pair": "limn.data.pairs",
     "ReproductionError": "limn.errors",
-    "Source": "limn.data.sources",
+    "Source": "limn.data.pairs",
     "StorageError": "limn.errors",
     "Tokenizer": "limn.data.tokenizer",
     "TrainingError": "limn.errors",

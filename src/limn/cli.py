@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from limn.config import DEFAULT_TEMPLATES
-from limn.errors import ConfigError, LimnError, ReproductionError, did_you_mean
+from limn.errors import ConfigError, LimnError, ReproductionError, TrainingError, did_you_mean
 from limn.progress import say, track
 
 
@@ -141,6 +141,197 @@ def data_demo_verb(args: list[str]) -> None:
     from_flags(data_demo, args, "data demo")
 
 
+def data_check_verb(args: list[str]) -> None:
+    """Say what training on pairs would meet, before it: limn data check PATH."""
+
+    def data_check(
+        path: str,
+        /,
+        *,
+        ranks: int = 1,
+        workers: int | None = None,
+        batch_size: int = 256,
+        sample: int | None = None,
+        out: Path | None = None,
+        json: bool = False,
+    ) -> None:
+        """Read every caption and picture as training does, say what is wrong with them, write a page to look at.
+
+        Exit code 1 if training would stop.
+
+        Args:
+            path: the pairs, as limn train takes them.
+            ranks: processes of the training.
+            workers: threads that read and decode on each of them, and here; one per core by default.
+            batch_size: pairs of a batch, over all ranks.
+            sample: look at so many pairs only, drawn by chance.
+            out: the page to write; ./NAME-check.html by default.
+            json: print JSON.
+        """
+        from limn.data.check import check
+        from limn.report.sheet import default_file, percent, write_sheet
+
+        findings, source = check(path, ranks=ranks, workers=workers, batch_size=batch_size, sample=sample)
+        page = write_sheet(out or default_file(path), findings, source)
+        if json:
+            print_json(dataclasses.asdict(findings))
+        else:
+            print_table(
+                ("", "found", "count", "share", "what to do"),
+                [
+                    (f.severity, f.what, f"{f.count:,}", "" if f.share is None else percent(f.share), f.advice)
+                    for f in findings.findings
+                ],
+            )
+        say(f"Looked at {findings.checked:,} of {findings.pairs:,} pairs. Wrote {page}.")
+        errors = sum(f.severity == "error" for f in findings.findings)
+        if errors:
+            raise TrainingError(
+                f"The pairs of {path}",
+                must="be fit for training",
+                got=f"{errors} error{'s' if errors > 1 else ''}",
+                then=f"Examples are in {page}.",
+            )
+
+    from_flags(data_check, args, "data check")
+
+
+def data_stats_verb(args: list[str]) -> None:
+    """Count pairs, captions and bytes without reading a picture."""
+
+    def data_stats(path: str, /, *, json: bool = False) -> None:
+        """Print what is known about pairs without their pictures: counts, lengths, bytes, fingerprint, order.
+
+        Args:
+            path: the pairs, as limn train takes them.
+            json: print JSON.
+        """
+        from limn.data.check import stats
+
+        print_values(stats(path), json=json)
+
+    from_flags(data_stats, args, "data stats")
+
+
+def data_show_verb(args: list[str]) -> None:
+    """Show one pair: limn data show PATH KEY."""
+
+    def data_show(path: str, key: str, /, *, out: Path | None = None, json: bool = False) -> None:
+        """Print what is known about a pair by its key, and write its picture if you like.
+
+        Args:
+            path: the pairs, as limn train takes them.
+            key: the pair's, as limn or its shard names it.
+            out: the file to write the picture's bytes to; without an ending it gets that of the format.
+            json: print JSON.
+        """
+        from limn.data.check import describe_pair, find_pair
+        from limn.files import write_bytes
+
+        told, content = describe_pair(find_pair(path, key))
+        print_values(told, json=json)
+        if out is not None:
+            ending = "" if out.suffix else f".{told.get('format', 'bin').lower()}"
+            write_bytes(out.with_name(out.name + ending), content)
+            say(f"Wrote {out.with_name(out.name + ending)}.")
+
+    from_flags(data_show, args, "data show")
+
+
+def print_values(values: dict[str, Any], *, json: bool) -> None:
+    """Named values, for machines or for people: several of one name below each other, what is not there left out."""
+    if json:
+        print_json(values)
+        return
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {text(number)}" for name, number in value.items())
+        if isinstance(value, float):
+            return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    rows = []
+    for name, value in values.items():
+        several = value if isinstance(value, list) else [] if value in ({}, None) or value is False else [value]
+        rows += [("" if i else name.replace("_", " "), text(one)) for i, one in enumerate(several)]
+    print_table(("", ""), rows)
+
+
+def data_bench_verb(args: list[str]) -> None:
+    """Time the reading of pairs on this machine: pairs a second for each stage and core."""
+
+    def data_bench(
+        path: str,
+        /,
+        *,
+        image_size: int = 224,
+        batch_size: int = 256,
+        batches: int = 8,
+        workers: int | None = None,
+        json: bool = False,
+    ) -> None:
+        """Time reading, decoding, resizing, cropping, tokenising, and the loader that does all of it.
+
+        Args:
+            path: the pairs, as limn train takes them.
+            image_size: pixels of the model's pictures.
+            batch_size: pairs of a batch.
+            batches: how many batches to load.
+            workers: threads that read and decode; one per core by default.
+            json: print JSON.
+        """
+        from limn.data.bench import bench
+        from limn.data.sources import read_pairs
+
+        source = read_pairs(path)
+        stages = bench(source, image_size=image_size, batch_size=batch_size, batches=batches, workers=workers)
+        if json:
+            print_json([dataclasses.asdict(stage) for stage in stages])
+            return
+        print_table(
+            ("stage", "pairs", "core ms / pair", "pairs/s / core", "pairs/s"),
+            [
+                (
+                    stage.stage,
+                    f"{stage.pairs:,}",
+                    f"{stage.cpu_ms_per_pair:.3f}",
+                    f"{stage.pairs_per_second_per_core:,.0f}",
+                    f"{stage.pairs_per_second:,.0f}",
+                )
+                for stage in stages
+            ],
+        )
+
+    from_flags(data_bench, args, "data bench")
+
+
+def data_shard_verb(args: list[str]) -> None:
+    """Pack pairs as WebDataset shards: the same pairs give the same bytes."""
+
+    def data_shard(source: str, out: Path, /, *, per_shard: int = 10_000) -> None:
+        """Write any pairs that limn reads as tar shards in img2dataset's layout, pictures as they are.
+
+        Args:
+            source: the pairs: a folder, a list, a datasets directory, shards, or several with :: between them.
+            out: the folder to write; one of shards that limn wrote is replaced.
+            per_shard: pairs in a shard.
+        """
+        from limn.data.pairs import describe
+        from limn.data.shards import repack
+        from limn.data.sources import read_pairs
+
+        if per_shard < 1:
+            raise ConfigError("--per-shard", must="be at least 1", got=per_shard, then="Usual: 10,000.")
+        pairs = read_pairs(source)
+        dropped = repack(pairs, out, per_shard=per_shard)
+        written = read_pairs(out)
+        say(f"Wrote {len(written):,} pairs to {out} ({describe(pairs.skipped + dropped)}).")
+        print(f"{written.fingerprint}  {out}")
+
+    from_flags(data_shard, args, "data shard")
+
+
 def tokenizer_train_verb(args: list[str]) -> None:
     """Train a tokenizer on the captions of your pairs."""
 
@@ -152,7 +343,8 @@ def tokenizer_train_verb(args: list[str]) -> None:
             out: the file to write.
             vocab_size: at most this many tokens, 512 bytes and two special ones included.
         """
-        from limn.data.sources import describe, read_pairs
+        from limn.data.pairs import describe
+        from limn.data.sources import read_pairs
         from limn.data.tokenizer import Tokenizer
 
         source = read_pairs(data)
@@ -195,23 +387,24 @@ def train_verb(args: list[str]) -> None:
     say(f"The model is in {train(config) / 'model'}. Next: limn eval {config.out}")
 
 
-def resume_run(resume: Path) -> None:
+def resume_run(resume: Path, other_data: bool = False) -> None:
     """Continue a run that was stopped.
 
     Args:
         resume: its run directory.
+        other_data: go on although the training data is not what it was; without this such a run is refused.
     """
     from limn.run import RunDirectory
     from limn.training.loop import train
 
     config = dataclasses.replace(RunDirectory(resume).read_config(), out=resume)
-    say(f"The model is in {train(config, resume=True) / 'model'}. Next: limn eval {resume}")
+    say(f"The model is in {train(config, resume=True, other_data=other_data) / 'model'}. Next: limn eval {resume}")
 
 
 def eval_verb(args: list[str]) -> None:
     """Measure a run or a model: zero-shot accuracy and retrieval, with 95 % intervals."""
 
-    def evaluate(model: Path, /, *, data: tuple[Path, ...] = (), json: bool = False) -> None:
+    def evaluate(model: Path, /, *, data: tuple[str, ...] = (), json: bool = False) -> None:
         """Measure zero-shot accuracy where pictures have labels, and recall both ways where they have captions.
 
         Args:
@@ -447,6 +640,11 @@ def report_verb(args: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_verb,
     "data demo": data_demo_verb,
+    "data check": data_check_verb,
+    "data stats": data_stats_verb,
+    "data show": data_show_verb,
+    "data bench": data_bench_verb,
+    "data shard": data_shard_verb,
     "tokenizer train": tokenizer_train_verb,
     "train": train_verb,
     "eval": eval_verb,

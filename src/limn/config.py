@@ -245,10 +245,13 @@ class TrainConfig:
 class RunConfig:
     """One training run, whole. Recipes return it; every field can be overridden on the command line."""
 
-    data: Path | None = None
-    """Training pairs: a folder of pictures with .txt captions beside them, a list (csv, tsv, jsonl) with path and
-    caption columns, or a folder of WebDataset shards."""
-    test: Path | None = None
+    data: str | None = None
+    """Training pairs: a folder of pictures with .txt captions beside them, a list (csv, tsv, jsonl, parquet) with path
+    and caption columns, a Hugging Face datasets directory, WebDataset shards (a folder, a.tar, a/{00000..00099}.tar,
+    or an address such as s3://bucket/a); several of these with :: between them."""
+    data_weights: tuple[float, ...] = ()
+    """Of several sources: how often an epoch sees each pair of each; 1 by default."""
+    test: str | None = None
     """Pairs or labelled pictures to measure on. Without it `holdout` of the training pairs are kept back."""
     out: Path | None = None
     """The run directory. Default: runs/RECIPE."""
@@ -265,6 +268,10 @@ class RunConfig:
     """Share of the pairs kept out of training when there is no `test`."""
     cache_mb: int = 2048
     """Decoded pictures are kept in memory up to this much; the others are decoded each time they are due."""
+    workers: int | None = None
+    """Threads that read and decode pictures on each rank; one per core by default. The batches are the same."""
+    max_dropped: float = 0.05
+    """Training ends with a message when a larger share of the pairs cannot be used."""
     seed: int = 0
     images: ImageConfig
     train: TrainConfig
@@ -272,6 +279,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self.cache_mb >= 0, "cache-mb", "not be negative", self.cache_mb, "0 keeps no picture in memory.")
+        fine = self.workers is None or self.workers >= 1
+        check(fine, "workers", "be at least 1", self.workers, "Leave it out for one per core.")
+        fine = 0 <= self.max_dropped <= 1
+        check(fine, "max-dropped", "lie in [0, 1]", self.max_dropped, "It is a share of the pairs, such as 0.05.")
         check(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")
         half = self.optim.bf16_weights
         check(

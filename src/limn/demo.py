@@ -13,7 +13,8 @@ import numpy as np
 
 from limn.config import DEFAULT_TEMPLATES, RunConfig
 from limn.data.demo import default_folder, write_demo
-from limn.data.sources import Pair, Source, read_pairs
+from limn.data.pairs import Pair, Source
+from limn.data.sources import read_pairs
 from limn.data.tokenizer import Tokenizer
 from limn.errors import ConfigError
 from limn.evaluation.classify import classify_pictures

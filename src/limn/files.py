@@ -47,6 +47,14 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def is_file_in(folder: Path, path: Path) -> bool:
+    """Whether `path`, links followed, is a file inside `folder`."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL in it, links in a circle
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

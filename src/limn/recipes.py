@@ -13,8 +13,8 @@ from limn.config import ImageConfig, OptimConfig, RunConfig, TrainConfig
 def demo() -> RunConfig:
     """Emoji, for an art style never seen: `limn train demo`. Five minutes on two cores, 35 % top-1 of 1,906."""
     return RunConfig(
-        data=Path("data/demo/train"),
-        test=Path("data/demo/test"),
+        data="data/demo/train",
+        test="data/demo/test",
         model="RN-mini",
         vocab_size=2048,
         images=ImageConfig(resize=64, crop_min_area=0.65),
@@ -26,8 +26,8 @@ def demo() -> RunConfig:
 def digits() -> RunConfig:
     """Handwritten digits without a network: `limn train digits`. Seconds on two cores, 98 % top-1 of 10."""
     return RunConfig(
-        data=Path("data/digits/train"),
-        test=Path("data/digits/test"),
+        data="data/digits/train",
+        test="data/digits/test",
         model="RN-nano",
         vocab_size=600,
         images=ImageConfig(resize=32),

@@ -4,6 +4,7 @@
 RUN/config.json      the resolved config, defaults included
 RUN/env.json         versions, machine, command line, source revision
 RUN/data.json        the training data's fingerprint, counts, what was skipped and why
+RUN/manifest.json    the parts of that data, each with its sha256 and number of pairs
 RUN/tokenizer.json   the tokenizer of this run
 RUN/metrics.jsonl    one line for each logged step
 RUN/tensorboard/     the same, for TensorBoard
@@ -116,6 +117,11 @@ class RunDirectory:
     def data(self) -> Path:
         """The training data's fingerprint and counts."""
         return self.path / "data.json"
+
+    @property
+    def manifest(self) -> Path:
+        """The parts of the training data and what tells them from others."""
+        return self.path / "manifest.json"
 
     @property
     def tokenizer(self) -> Path:

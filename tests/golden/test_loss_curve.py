@@ -24,8 +24,8 @@ def test_the_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request
     write_demo(tmp_path, source="digits", say=lambda _: None)
     config = dataclasses.replace(
         digits(),
-        data=tmp_path / "train",
-        test=tmp_path / "test",
+        data=str(tmp_path / "train"),
+        test=str(tmp_path / "test"),
         out=tmp_path / "run",
         train=TrainConfig(batch_size=64, epochs=640 / 1438, precision="fp32"),
     )

@@ -92,8 +92,8 @@ def test_a_recipe_takes_a_step(name: str, folder_of_pairs: Path, tmp_path: Path,
         create("ViT-L/14").save(init)
     config = dataclasses.replace(
         config,
-        data=folder_of_pairs,
-        test=folder_of_pairs,
+        data=str(folder_of_pairs),
+        test=str(folder_of_pairs),
         out=tmp_path / "run",
         init=init,
         images=dataclasses.replace(config.images, resize=size),

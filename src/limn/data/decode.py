@@ -1,14 +1,16 @@
 """Encoded bytes to pixels: `bytes -> decode -> uint8[height width 3] -> crop -> uint8[size size 3]`.
 
 Any format becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit scaled down, CMYK and
-palettes converted. The header is checked before anything is decoded. Then the shorter side is resized by Pillow's
-bicubic filter and the central square kept, as OpenAI's and open_clip's preprocessing does.
+palettes converted, of animations the first frame; ICC profiles are left alone. The header is checked before anything is
+decoded. Then the shorter side is resized by a bicubic filter and the central square kept, as OpenAI's and open_clip's
+preprocessing does.
 """
 
 import io
 import warnings
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from limn.errors import DataError
@@ -16,55 +18,85 @@ from limn.errors import DataError
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 16
 """A longer strip would be blown up to many times the size of other pictures."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MAX_SCANS = 100
+"""Of a progressive JPEG, which usually has ten: each goes over all of its pixels."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
+NO_PICTURE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
+    "not a picture",
+    "damaged picture",
+    f"over {MAX_PIXELS // 10**6} million pixels",
+    f"longer than {MAX_ASPECT} to 1",
+)
+"""Why a picture cannot be used."""
+ORIENTATION = 0x0112
 
 Image.init()  # `formats` knows only the plugins that are loaded
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is not a picture
 warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters raises
 
 
-def decode(content: bytes, resize: int, *, name: str = "picture", draft: bool = False) -> np.ndarray:
+class Unreadable(DataError):
+    """A picture that cannot be used, for one of few reasons."""
+
+    def __init__(self, name: str, reason: str, got: object) -> None:
+        super().__init__(
+            name,
+            must=f"be a readable picture ({', '.join(FORMATS)})",
+            got=got,
+            then="Leave it out or save it again with an image program.",
+        )
+        self.reason = reason
+
+
+def decode(content: bytes, resize: int, *, name: str = "picture", fast: bool = False) -> np.ndarray:
     """The picture in `content` as uint8[height width 3], its shorter side `resize` pixels long (bicubic).
 
-    `draft` decodes JPEGs of more than twice that size at a fraction of it: faster, and some values differ a little.
-    Raises `DataError` if it cannot be decoded.
+    `fast`: several times faster, at most 1 of 255 apart (two on white noise); JPEGs of four times that size or more are
+    decoded at a fraction of it, where values differ more. Raises `Unreadable`.
     """
-    return np.asarray(shorter_side(open_rgb(content, draft=2 * resize if draft else None, name=name), resize))
-
-
-def open_rgb(content: bytes, *, draft: int | None, name: str = "picture") -> Image.Image:
-    """The picture in `content`, upright, opaque, in RGB; with `draft` a JPEG's sides may be as small as that."""
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        short, long = sorted(picture.size)
-        if short * long > MAX_PIXELS:
-            raise _unreadable(name, f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
-        if long > MAX_ASPECT * short:
-            raise _unreadable(name, f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1")
-        if draft is not None:
-            picture.draft("RGB", (draft, draft))
-        return to_rgb(picture)
+        picture = opened(content, name)
+        if not fast:
+            return np.asarray(shorter_side(to_rgb(picture), resize))
+        return shorter_side_fast(rgb_fast(picture, content, resize), resize)
     except DataError:
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
-        raise _unreadable(name, _reason(content, error)) from error
+        raise Unreadable(name, DAMAGED, str(error) or type(error).__name__) from error
 
 
-def _unreadable(name: str, got: str) -> DataError:
-    return DataError(
-        name,
-        must=f"be a readable picture ({', '.join(FORMATS)})",
-        got=got,
-        then="Leave it out or save it again with an image program.",
-    )
+def opened(content: bytes, name: str = "picture") -> Image.Image:
+    """The picture in `content` with its header read and checked, its pixels not yet. Raises `Unreadable`."""
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        got = f"{len(content):,} bytes of another format" if content else "an empty file"
+        raise Unreadable(name, NO_PICTURE, got) from None
+    except Image.DecompressionBombError as error:
+        raise Unreadable(name, TOO_MANY_PIXELS, error) from None
+    short, long = sorted(picture.size)
+    if short * long > MAX_PIXELS:
+        got = f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}"
+        raise Unreadable(name, TOO_MANY_PIXELS, got)
+    if long > MAX_ASPECT * short:
+        got = f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1"
+        raise Unreadable(name, TOO_LONG, got)
+    if picture.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+        raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
+    return picture
 
 
-def _reason(content: bytes, error: Exception) -> str:
-    if not content:
-        return "an empty file"
-    if isinstance(error, UnidentifiedImageError):
-        return f"{len(content):,} bytes of another format"
-    return str(error)
+def rgb_fast(picture: Image.Image, content: bytes, resize: int) -> np.ndarray:
+    """The opened picture as `to_rgb` makes it, as uint8[height width 3]; of JPEGs of four times `resize` a draft."""
+    if picture.format == "JPEG":
+        if min(picture.size) >= 4 * resize:
+            picture.draft("RGB", (2 * resize, 2 * resize))
+        elif picture.mode in ("RGB", "L") and picture.getexif().get(ORIENTATION, 1) == 1:
+            try:
+                return simplejpeg.decode_jpeg(content, "RGB")  # the same values, without a copy
+            except ValueError:
+                pass  # damaged, or odd in a way that Pillow knows
+    return np.array(to_rgb(picture))
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -82,27 +114,28 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def shorter_side(picture: Image.Image, length: int) -> Image.Image:
     """`picture` with its shorter side `length` pixels long, the longer one rounded down as OpenAI's preprocessing."""
-    size = _shorter(picture, length)
+    size = _shorter(picture.size, length)
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def shorter_side_fast(picture: Image.Image, length: int) -> np.ndarray:
-    """`shorter_side` with torch's vectorised filter where it shrinks: several times faster, at most 1 of 255 apart.
+def shorter_side_fast(pixels: np.ndarray, length: int) -> np.ndarray:
+    """`shorter_side` of uint8[height width 3] with torch's vectorised filter where it shrinks: several times faster, at
+    most 1 of 255 apart.
 
     Two of 255 on white noise, and where it would enlarge, which is quick anyway and left to Pillow.
     """
     import torch  # decoding alone does not need it
 
-    size = _shorter(picture, length)
-    if min(picture.size) <= length:
-        return np.asarray(shorter_side(picture, length))
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # channels last, as the fast kernel wants them
-    resized = torch.nn.functional.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)
+    if min(pixels.shape[:2]) <= length:
+        return np.asarray(shorter_side(Image.fromarray(pixels), length))
+    size = _shorter((pixels.shape[1], pixels.shape[0]), length)
+    channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # as the fast kernel wants them
+    resized = torch.nn.functional.interpolate(channels_last, size[::-1], mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def _shorter(picture: Image.Image, length: int) -> tuple[int, int]:
-    width, height = picture.size
+def _shorter(size: tuple[int, int], length: int) -> tuple[int, int]:
+    width, height = size
     return (length, length * height // width) if width <= height else (length * width // height, length)
 
 

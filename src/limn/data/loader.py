@@ -1,17 +1,24 @@
 """A source to batches: `step -> Batch`, a pure function, computed a little ahead of the training step.
 
 ```
-step ─> order.samples ─> pair ─> decode (kept in memory if it fits) ─> random crop ─> pixels uint8[batch 3 size size]
-                           └──> one of its captions ─> tokenizer ───────────────────> tokens int64[batch context]
+step ─> order ─> for each pair, by many threads: read ─> decode (kept in memory if it fits) ─> random crop ─┐
+                                                 one of its captions ─> tokenizer ─> tokens                 │
+                                                       int64[batch context], pixels uint8[batch 3 size size]┘
 ```
+
+A picture that cannot be used is left out and counted by reason; nothing is waited for without end.
 """
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterator
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,31 +26,52 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from limn.config import ImageConfig
-from limn.data.decode import centre_crop, decode, random_crop
-from limn.data.order import samples, uniform
-from limn.data.sources import Pair, Source
+from limn.data.decode import Unreadable, centre_crop, decode, random_crop
+from limn.data.order import Order, uniform
+from limn.data.pairs import Pair, Source
 from limn.data.tokenizer import Tokenizer
+from limn.data.workers import Task, Workers
 from limn.errors import DataError
 
 AHEAD, AHEAD_BYTES = 3, 2**28
 """Batches that are made ready before they are asked for: so many, or fewer (one at least) when they are large."""
+DEADLINE_SECONDS = 20.0
+"""A picture that takes longer to decode is left out. The caps on pixels and scans come first, so that this is for what
+nobody has thought of: it depends on the machine, they do not."""
+PATIENCE_SECONDS = 60.0
+"""Without a batch for so long, training ends with a message that says where it hangs."""
+READ_AGAIN = (0.1, 1.0)
+"""Seconds after which a read that failed is tried again."""
+TOLD = 1000
+"""Unreadable pictures that are told by key; the others are counted."""
+LATE, UNREAD = f"over {DEADLINE_SECONDS:.0f} s to decode", "file that cannot be read"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs for one step. A picture that cannot be read is left out, so a batch may be smaller than the batch size."""
+    """Pairs for one step. A picture that cannot be used is left out, so a batch may be smaller than the batch size."""
 
     pixels: UInt8[Tensor, "batch 3 height width"]
     tokens: Int[Tensor, "batch context"]
     keys: tuple[str, ...]
     identities: Int[Tensor, "batch 2"]
-    """64-bit hashes of each pair's picture, before the crop, and caption: equal ones are duplicates."""
+    """64-bit hashes of each pair's picture, as a file, and caption: equal ones are duplicates."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Pairs left out, by reason."""
+
+
+class Filled(NamedTuple):
+    """A row of a batch, its pixels apart."""
+
+    key: str
+    caption: str
+    picture_hash: int
 
 
 class Loader:
     """Training batches of a source, each a pure function of (seed, step). With several ranks each loads its share.
 
-    `unreadable` maps the key of each picture that could not be decoded to the reason.
+    `unreadable` says by key what was wrong with the pictures that could not be used, the first thousand of them.
     """
 
     def __init__(
@@ -58,71 +86,146 @@ class Loader:
         cache_mb: int,
         rank: int = 0,
         ranks: int = 1,
+        workers: int | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.source, self.tokenizer, self.images = source, tokenizer, images
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.rank, self.ranks = rank, ranks
+        self.workers = workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.patience_seconds = patience_seconds
+        self.order = order_of(source, seed)
         self.unreadable: dict[str, str] = {}
-        self._cache: dict[int, tuple[np.ndarray, int] | None] = {}
+        self._cache: dict[int, tuple[np.ndarray, int] | str] = {}
         self._cache_bytes_left = cache_mb * 2**20
+        self._lock = threading.Lock()
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of the batch of `step`, counted from 0."""
+        """This rank's share of the batch of `step`, counted from 0, made by this thread alone."""
+        return self._make(step, lambda fills: [fill(Task(fill, lambda: None)) for fill in fills])
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of the steps first, ..., last - 1, made ahead by threads while the model trains."""
+        ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
+        ahead = min(AHEAD, max(1, ahead))
+        workers = Workers(self.workers, "worker")
+        makers = Workers(ahead, "batch maker")
+        waiting: deque[tuple[Task, threading.Event]] = deque()
+        steps = iter(range(first, last))
+        try:
+            for step in range(first, last):
+                while len(waiting) < ahead and (coming := next(steps, None)) is not None:
+                    made = threading.Event()
+                    make = partial(self._make, coming, partial(workers.all, late=_late))
+                    waiting.append((makers.submit(lambda _task, make=make: make(), made.set), made))
+                task, made = waiting.popleft()
+                if not made.wait(self.patience_seconds):
+                    raise DataError(
+                        f"The loader, at step {step} of {self.source.path},",
+                        must=f"give a batch within {self.patience_seconds:.0f} s",
+                        got=f"none ({workers.describe() or makers.describe()})",
+                        then="Look at the disk or network that holds that file; limn data check tries each of them.",
+                    )
+                if task.error is not None:
+                    raise task.error
+                yield task.result
+        finally:
+            workers.close()
+            makers.close()
+
+    def _make(self, step: int, fill_all: Callable[[list[Callable[[Task], Filled | str]]], list[Filled | str]]) -> Batch:
         number = self.batch_size // self.ranks
-        first = step * self.batch_size + self.rank * number
-        epochs, indices = samples(self.seed, first, number, len(self.source))
-        draws = np.stack([uniform(self.seed, name, epochs, indices) for name in ("area", "across", "down")], axis=1)
-        choices = uniform(self.seed, "caption", epochs, indices)
-        crops, captions, keys, identities = [], [], [], []
-        for index, draw, choice in zip(indices, draws, choices, strict=True):
-            if (decoded := self._pixels(int(index))) is None:
-                continue
-            pixels, picture_hash = decoded
-            pair = self.source[int(index)]
-            area, across, down = draw.tolist()
-            min_area = self.images.crop_min_area
-            crops.append(random_crop(pixels, self.image_size, min_area=min_area, draws=(area, across, down)))
-            captions.append(pair.captions[int(choice * len(pair.captions))])
-            keys.append(pair.key)
-            identities.append((picture_hash, hash_of(captions[-1].encode())))
-        if len(keys) < (least := 2 if self.ranks == 1 else 1):
+        epochs, indices = self.order.samples(step * self.batch_size + self.rank * number, number)
+        names = ("area", "across", "down", "caption")
+        draws = np.stack([uniform(self.seed, name, epochs, indices) for name in names], axis=1).tolist()
+        pixels = np.empty((number, self.image_size, self.image_size, 3), dtype=np.uint8)
+
+        def filling(row: int, index: int) -> Callable[[Task], Filled | str]:
+            return lambda task: self._fill(pixels[row], index, draws[row], task)
+
+        rows = fill_all([filling(row, index) for row, index in enumerate(indices.tolist())])
+        filled = [row for row in rows if isinstance(row, Filled)]
+        if len(filled) < (least := 2 if self.ranks == 1 else 1):
             raise DataError(
                 f"The batch of step {step} from {self.source.path}",
                 must=f"hold at least {least} readable pictures",
-                got=f"{len(keys)}: {describe_unreadable(self.unreadable)}",
-                then="Check the pictures.",
+                got=f"{len(filled)}: {describe_unreadable(self.unreadable)}",
+                then="Check the pictures: limn data check.",
             )
-        tokens = torch.from_numpy(self.tokenizer(captions))
-        return Batch(stack(crops), tokens, tuple(keys), torch.tensor(identities))
+        if len(filled) < number:
+            pixels = pixels[[isinstance(row, Filled) for row in rows]]
+        captions = [row.caption for row in filled]
+        return Batch(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(self.tokenizer(captions)),
+            tuple(row.key for row in filled),
+            torch.tensor([(row.picture_hash, hash_of(row.caption.encode())) for row in filled]),
+            Counter(row for row in rows if isinstance(row, str)),
+        )
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The batches of the steps first, ..., last - 1, made ahead by one thread while the model trains."""
-        ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
-        ahead = min(AHEAD, max(1, ahead))
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-            waiting = [thread.submit(self.batch, step) for step in range(first, min(first + ahead, last))]
-            try:
-                for step in range(first, last):
-                    batch = waiting.pop(0).result()
-                    if step + ahead < last:
-                        waiting.append(thread.submit(self.batch, step + ahead))
-                    yield batch
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _pixels(self, index: int) -> tuple[np.ndarray, int] | None:
-        """A picture and its hash."""
-        if index in self._cache:
-            return self._cache[index]
+    def _fill(self, into: np.ndarray, index: int, draws: list[float], task: Task) -> Filled | str:
+        """Crop the picture at `index` to `into`: its key, caption and hash, or why it cannot be used."""
         pair = self.source[index]
-        pixels = _decode(pair, self.images.resize, self.unreadable, draft=True)
-        decoded = None if pixels is None else (pixels, hash_of(pixels.tobytes()))
-        size = 0 if pixels is None else pixels.nbytes
-        if size <= self._cache_bytes_left:
-            self._cache[index] = decoded
-            self._cache_bytes_left -= size
+        decoded = self._cache.get(index) or self._decoded(index, pair, task)
+        if isinstance(decoded, str):
+            return decoded
+        area, across, down, choice = draws
+        picture, picture_hash = decoded
+        min_area = self.images.crop_min_area
+        cropped = random_crop(picture, self.image_size, min_area=min_area, draws=(area, across, down))
+        if not task.is_over:
+            into[:] = cropped
+        return Filled(pair.key, pair.caption(choice), picture_hash)
+
+    def _decoded(self, index: int, pair: Pair, task: Task) -> tuple[np.ndarray, int] | str:
+        """A picture and its hash, or why it cannot be used."""
+        try:
+            content = read_again(pair, task)
+            task.at("decoding", f"{pair.key} of {pair.path}")
+            pixels = decode(content, self.images.resize, name=f"The picture {pair.key}", fast=True)
+            decoded, size = (pixels, hash_of(content)), pixels.nbytes
+        except Unreadable as error:
+            decoded, size = self._note(pair, error.reason, error.got), 0
+        except OSError as error:
+            return self._note(pair, UNREAD, error.strerror or error)  # another time it may be there
+        with self._lock:
+            if size <= self._cache_bytes_left:
+                self._cache[index] = decoded
+                self._cache_bytes_left -= size
         return decoded
+
+    def _note(self, pair: Pair, reason: str, got: object) -> str:
+        if len(self.unreadable) < TOLD:
+            self.unreadable[pair.key] = str(got)
+        return reason
+
+
+def order_of(source: Source, seed: int) -> Order:
+    """The order in which a run of this seed sees the pairs of a source."""
+    counts = [len(part) for part in source.parts]
+    shares = source.shares or ((len(counts), 1.0),)
+    ends = np.cumsum([parts for parts, _ in shares])
+    stocks = [counts[end - parts : end] for end, (parts, _) in zip(ends, shares, strict=True)]
+    return Order(stocks, [weight for _, weight in shares], seed=seed)
+
+
+def read_again(pair: Pair, task: Task) -> bytes:
+    """The bytes of a picture; a read that fails is tried again, for networks."""
+    task.at("reading", f"{pair.key} of {pair.path}")
+    for seconds in READ_AGAIN:
+        try:
+            return pair.read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(seconds)
+    return pair.read()
+
+
+def _late(task: Task) -> str | None:
+    """Why a pair is left out that takes too long to decode; None while it does not."""
+    is_late = task.stage == "decoding" and time.monotonic() - task.since > DEADLINE_SECONDS
+    return LATE if is_late else None
 
 
 def hash_of(content: bytes) -> int:
@@ -142,7 +245,7 @@ def read_centre(
         for start in starts:
             indices = range(start, min(start + batch_size, len(source)))
             unreadable: dict[str, str] = {}
-            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad, draft=False), indices)
+            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad), indices)
             kept = [(i, centre_crop(p, image_size)) for i, p in zip(indices, decoded, strict=True) if p is not None]
             pixels = stack([p for _, p in kept]) if kept else torch.empty(0, 3, image_size, image_size).byte()
             yield [i for i, _ in kept], pixels, unreadable
@@ -161,9 +264,9 @@ def describe_unreadable(unreadable: dict[str, str]) -> str:
     return f"{len(unreadable)} unreadable ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})"
 
 
-def _decode(pair: Pair, resize: int, unreadable: dict[str, str], *, draft: bool) -> np.ndarray | None:
+def _decode(pair: Pair, resize: int, unreadable: dict[str, str]) -> np.ndarray | None:
     try:
-        return decode(pair.read(), resize, name=f"The picture {pair.key}", draft=draft)
+        return decode(pair.read(), resize, name=f"The picture {pair.key}")
     except DataError as error:
         unreadable[pair.key] = str(error.got)
     except OSError as error:

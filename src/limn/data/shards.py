@@ -5,6 +5,7 @@ FOLDER/00000.tar          KEY.json, KEY.png|jpg|webp, KEY.txt and, in labelled s
 FOLDER/00000.parquet      one row a pair
 FOLDER/00000_stats.json   its presence says that the shard is whole
 FOLDER/manifest.json      sha256 and count of each shard, the data fingerprint, where the pairs come from
+FOLDER/.limn/             the index of each shard (data/index.py)
 ```
 
 The same pairs give the same tar bytes: members carry no time, no user, and the order that they came in.
@@ -16,15 +17,23 @@ import json
 import math
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from limn.data.decode import Unreadable, opened
+from limn.data.pairs import Source
 from limn.data.sources import read_pairs
 from limn.errors import ConfigError, DataError, MissingExtra
 from limn.files import replacing, sha256_of, write_text
+from limn.progress import track
 from limn.run import read_json, write_json
+
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp", "GIF": "gif"}
+"""By Pillow's names of formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,7 @@ class Sample:
 
     picture: bytes
     extension: str
-    """Of the picture: png, jpg or webp."""
+    """Of the picture: png, jpg, webp, ..."""
     width: int
     height: int
     captions: tuple[str, ...]
@@ -42,10 +51,46 @@ class Sample:
     """Further fields of KEY.json."""
 
 
-def write_shards(samples: Sequence[Sample], folder: Path, *, origin: dict[str, Any], per_shard: int = 1000) -> None:
+def repack(source: Source, folder: Path, *, per_shard: int = 10_000) -> Counter[str]:
+    """Write the pairs of a source as shards in `folder`, in the source's order, the pictures' bytes as they are.
+
+    The same pairs give shards of the same sha256. Returns the pairs whose picture has no header that can be read, by
+    reason; they are left out. Raises `DataError` if the folder holds anything else than shards that limn wrote.
+    """
+    dropped = Counter[str]()
+
+    def samples() -> Iterator[Sample]:
+        for pair in track(source, title="Writing shards", total=len(source)):
+            content = pair.read()
+            try:
+                picture = opened(content, f"The picture {pair.key}")
+            except Unreadable as error:
+                dropped[error.reason] += 1
+                continue
+            width, height = picture.size
+            record: dict[str, Any] = {"source_key": pair.key}
+            if pair.chances:
+                record["caption_probabilities"] = list(pair.chances)
+            if pair.held_out:
+                record["held_out"] = True
+            yield Sample(
+                picture=content,
+                extension=EXTENSIONS[str(picture.format)],
+                width=width,
+                height=height,
+                captions=pair.captions,
+                label=pair.label,
+                record=record,
+            )
+
+    write_shards(samples(), folder, origin={"fingerprint": source.fingerprint}, per_shard=per_shard)
+    return dropped
+
+
+def write_shards(samples: Iterable[Sample], folder: Path, *, origin: dict[str, Any], per_shard: int = 1000) -> None:
     """Write `samples` as shards in `folder`, replacing what was there only once all of them are written.
 
-    `origin` goes into manifest.json: sources, versions, licences.
+    `origin` goes into manifest.json: sources, versions, licences. One shard is in memory at a time.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
         raise DataError(
@@ -59,16 +104,25 @@ def write_shards(samples: Sequence[Sample], folder: Path, *, origin: dict[str, A
         shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir(parents=True)
     shards = []
-    for number, start in enumerate(range(0, len(samples), per_shard)):
-        chunk = samples[start : start + per_shard]
+    remaining = iter(samples)
+    for number in count():
+        chunk = list(islice(remaining, per_shard))
+        if not chunk and number:
+            break
         width = 5 + math.ceil(math.log10(per_shard))
         first_key = 10 ** math.ceil(math.log10(per_shard)) * number
         keys = [f"{first_key + index:0{width}d}" for index in range(len(chunk))]
         shards.append(_write_shard(building, number, keys, chunk))
-    fingerprint = read_pairs(building).fingerprint
+    written = read_pairs(building)
     write_json(
         building / "manifest.json",
-        {"format": 1, "pairs": len(samples), "fingerprint": fingerprint, "shards": shards, "origin": origin},
+        {
+            "format": 1,
+            "pairs": len(written),
+            "fingerprint": written.fingerprint,
+            "shards": shards,
+            "origin": origin,
+        },
     )
     if folder.exists():
         folder.replace(old)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limn.data.sources import PICTURES, Pair, Source, describe, read_pictures
+from limn.data.pairs import PICTURES, Pair, describe, listed
+from limn.data.sources import read_pictures
 from limn.errors import DataError
 from limn.evaluation.zero_shot import ZeroShotClassifier
 from limn.model.features import image_features
@@ -36,7 +37,7 @@ def classify_pictures(
             got="none that can be read",
             then="Check the paths.",
         )
-    source = Source(path=pictures[0], pairs=tuple(pairs))
+    source = listed(pictures[0], pairs)
     kept, features, unreadable = image_features(classifier.model, source)
     for key, reason in unreadable.items():
         say(f"Left out: {key}: {reason}")

@@ -7,7 +7,7 @@ CLIP_benchmark's layout, it is classified zero-shot; if its pictures have captio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from limn.config import DEFAULT_TEMPLATES
 from limn.data.loader import describe_unreadable
-from limn.data.sources import Pair, Source, held_back_pairs, read_pictures
+from limn.data.pairs import Pair, Source
+from limn.data.sources import held_back_pairs, read_pictures
 from limn.errors import ConfigError, DataError
 from limn.evaluation.metrics import Row, ranks, row
 from limn.evaluation.zero_shot import ZeroShotClassifier
@@ -66,7 +67,7 @@ def evaluate(model: CLIP, tasks: Iterable[str | Path | Source]) -> list[Row]:
     return [row for task in tasks for row in evaluate_task(model, task).rows]
 
 
-def evaluate_run(path: Path, data: Sequence[Path] = ()) -> list[Evaluation]:
+def evaluate_run(path: Path, data: Sequence[str | Path] = ()) -> list[Evaluation]:
     """Evaluate a run or a model directory on `data`, or a run on its own test set or the pairs that it kept back.
 
     A run's results are also written to its eval/, one file for each task.
@@ -105,6 +106,10 @@ def own_task(run: RunDirectory) -> Source:
     return own
 
 
+def _absolute(path: Path | str) -> str:
+    return str(path.resolve() if isinstance(path, Path) else path)
+
+
 @torch.inference_mode()
 def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = False) -> Evaluation:
     """Everything that can be measured on one task, a path or a source.
@@ -119,11 +124,11 @@ def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = F
     skipped = source.skipped + Counter(unreadable.values())
     pairs = [source[i] for i in kept]
     about = {
-        "task": "/".join(source.path.resolve().with_suffix("").parts[-2:]),
+        "task": "/".join(PurePosixPath(_absolute(source.path)).with_suffix("").parts[-2:]),
         "model": model.fingerprint or "not saved",
         "data": source.fingerprint,
     }
-    folder = source.path if source.path.is_dir() else source.path.parent
+    folder = Path(source.path) if Path(source.path).is_dir() else Path(source.path).parent
     class_names = _lines(folder, "classnames.txt")
     found_templates = _lines(folder, "zeroshot_classification_templates.txt")
     templates = [line.replace("{c}", "{}") for line in found_templates] or list(DEFAULT_TEMPLATES)
@@ -149,7 +154,7 @@ def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = F
         )
     return Evaluation(
         task=about["task"],
-        data=str(source.path.resolve()),
+        data=_absolute(source.path),
         kept_back=kept_back,
         rows=rows,
         class_names=class_names if labelled else [],

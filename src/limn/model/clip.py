@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from limn.config import Architecture, ResNetConfig
-from limn.data.decode import centre_crop, open_rgb, shorter_side, shorter_side_fast, to_rgb
+from limn.data.decode import centre_crop, decode, shorter_side, shorter_side_fast, to_rgb
 from limn.data.loader import stack
-from limn.data.sources import MAX_PICTURE_BYTES
+from limn.data.pairs import MAX_PICTURE_BYTES
 from limn.data.tokenizer import Tokenizer
 from limn.errors import DataError, ModelError
 from limn.model.resnet import ResNet
@@ -197,9 +197,9 @@ def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Te
 
 
 def _pixels(picture: Picture, size: int, *, fast: bool) -> np.ndarray:
-    resized = shorter_side_fast if fast else shorter_side
     if isinstance(picture, Image.Image):
-        return np.asarray(resized(to_rgb(picture), size))
+        rgb = to_rgb(picture)
+        return shorter_side_fast(np.array(rgb), size) if fast else np.asarray(shorter_side(rgb, size))
     path = Path(picture)
     try:
         with path.open("rb") as file:
@@ -208,4 +208,4 @@ def _pixels(picture: Picture, size: int, *, fast: bool) -> np.ndarray:
         raise DataError(
             f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."
         ) from error
-    return np.asarray(resized(open_rgb(content, draft=2 * size if fast else None, name=f"The picture {path}"), size))
+    return decode(content, size, name=f"The picture {path}", fast=fast)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limn.data.loader import describe_unreadable, read_centre
-from limn.data.sources import Source
+from limn.data.pairs import Source
 from limn.errors import DataError
 from limn.model.clip import CLIP
 from limn.progress import track

@@ -20,7 +20,8 @@ from jinja2 import Environment
 from PIL import Image
 
 from limn.data.decode import decode
-from limn.data.sources import Pair, Source, read_pictures
+from limn.data.pairs import Pair, Source
+from limn.data.sources import read_pictures
 from limn.errors import ConfigError, DataError
 from limn.evaluation.suite import own_task
 from limn.files import write_text
@@ -221,5 +222,5 @@ class Pictures:
 
     def __getitem__(self, key: str) -> str:
         buffer = io.BytesIO()
-        Image.fromarray(decode(self._pairs[key].read(), THUMBNAIL, draft=True)).save(buffer, "WEBP", quality=85)
+        Image.fromarray(decode(self._pairs[key].read(), THUMBNAIL, fast=True)).save(buffer, "WEBP", quality=85)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from limn.data.loader import describe_unreadable
-from limn.data.sources import describe, read_pictures
+from limn.data.pairs import describe
+from limn.data.sources import read_pictures
 from limn.model.clip import CLIP
 from limn.model.features import image_features
 from limn.progress import say

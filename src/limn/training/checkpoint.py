@@ -13,6 +13,7 @@ checkpoints/step-00000100/               sharded (FSDP): by torch.distributed.ch
 Both are read on any number of ranks, sharded or not.
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ class Progress:
     """Batches that were gone past without a step (train.non_finite rewind): the data is this far ahead of the step."""
     data: str
     """The fingerprint of the training data."""
+    dropped: dict[str, int]
+    """Times that a pair could not be used, by reason."""
 
 
 def save_checkpoint(folder: Path, state: State, progress: Progress, world: World) -> Path:
@@ -82,6 +85,7 @@ def save_checkpoint(folder: Path, state: State, progress: Progress, world: World
         "step": str(progress.step),
         "left_out": str(progress.left_out),
         "data": progress.data,
+        "dropped": json.dumps(progress.dropped),
         "updates": str(state.updates()),
     }
     tensors = state.tensors()
@@ -139,8 +143,8 @@ def is_readable(path: Path) -> bool:
     return not path.is_dir() or (state.is_file() and read_json(state)["files"] == len(files))
 
 
-def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
-    """Put what `path` holds into `state`, sharded as its parameters are.
+def load_checkpoint(path: Path, state: State, *, data: str | None) -> Progress:
+    """Put what `path` holds, trained on `data` unless that is None, into `state`, sharded as its parameters are.
 
     Raises `TrainingError` if it was trained on other data, `ModelError` if it is of another architecture.
     """
@@ -151,12 +155,12 @@ def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
         tensors = read_tensors(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-    if metadata.get("data") != data:
+    if data is not None and metadata.get("data") != data:
         raise TrainingError(
             f"The data of the run that {path} belongs to",
             must=f"be what it was trained on, fingerprint {str(metadata.get('data'))[:12]}",
             got=f"fingerprint {data[:12]}",
-            then="Restore the data, or start a new run with --out.",
+            then="Restore the data, go on with what is there now by --other-data, or start a new run with --out.",
         )
     own = state.model.state_dict()
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -172,7 +176,12 @@ def load_checkpoint(path: Path, state: State, *, data: str) -> Progress:
             # a run that only now keeps an average starts it from the weights
             average = tensors.get(f"ema.{name}", tensors[f"model.{name}"])
             state.average.weights[name].copy_(_like(parameter, average.float()))
-    return Progress(step=int(metadata["step"]), left_out=int(metadata.get("left_out", 0)), data=data)
+    return Progress(
+        step=int(metadata["step"]),
+        left_out=int(metadata.get("left_out", 0)),
+        data=metadata["data"],
+        dropped=json.loads(metadata.get("dropped", "{}")),
+    )
 
 
 def _read_sharded(path: Path) -> dict[str, Tensor]:

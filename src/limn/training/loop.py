@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from limn.config import Plan, RunConfig, resolve
-from limn.data.loader import Batch, Loader, describe_unreadable
-from limn.data.sources import Source, describe, read_pictures, training_pairs
+from limn.data.loader import PATIENCE_SECONDS, Batch, Loader, describe_unreadable, order_of
+from limn.data.order import quality
+from limn.data.pairs import Source, describe
+from limn.data.sources import absolute as absolute_data
+from limn.data.sources import read_pictures, training_pairs, write_manifest
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, StorageError, TrainingError
+from limn.errors import ConfigError, DataError, StorageError, TrainingError
 from limn.files import write_text
 from limn.model.clip import CLIP
 from limn.model.store import filled, load
@@ -50,10 +54,11 @@ TROUBLES = 20
 """A run gives up after so many steps in a row that were not finite, or as many ways back to the same checkpoint."""
 
 
-def train(config: RunConfig, *, resume: bool = False) -> Path:
+def train(config: RunConfig, *, resume: bool = False, other_data: bool = False) -> Path:
     """Train as `config` says in `config.out` and return that run directory; its model/ is what `limn.load` reads.
 
-    With `resume` the newest checkpoint there is continued. Under torchrun every rank calls this; the run directory is
+    With `resume` the newest checkpoint there is continued; not on other data than it was trained on, unless
+    `other_data` says that this is meant. Under torchrun every rank calls this; the run directory is
     on a disk that all of them see, and a job that torchrun restarts continues by itself. Raises `ConfigError` for a
     config that cannot work, `DataError` for unusable pairs and `TrainingError` when the run cannot go on.
     """
@@ -77,15 +82,17 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
                 got="one that holds a run",
                 then=f"Continue it with: limn train --resume {run.path}, or choose another --out.",
             )
-        train_on(ranks, config, run, resume=resume)
+        train_on(ranks, config, run, resume=resume, other_data=other_data)
     return run.path
 
 
-def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool) -> None:
+def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool, other_data: bool) -> None:
     """`train` on this rank."""
     # --- data ---------------------------------------------------------------------------------------------------------
     source = training_pairs(config)
-    plan = resolve(config, pairs=len(source))
+    check_dropped(source.skipped, source.skipped.total() + len(source), config)
+    order = order_of(source, config.seed)
+    plan = resolve(config, pairs=order.pairs)
     share = check_share(config.train.batch_size, world)
     shape = architecture(config.model)
     dtype, reason = choose_precision(config, world.device)
@@ -95,6 +102,13 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     base = None if config.init is None or started else starting_model(config)
     tokenizer = run_tokenizer(config, run, source, base, world, resume=resume)
     world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
+    for reason, count in source.noted.most_common():
+        world.say(f"Noted {count:,} times: {reason}.")
+    shuffled = quality(order)
+    world.say(
+        f"Order: windows of about {shuffled['window_pairs']:,} pairs; correlation of a pair's place in the epoch with "
+        f"its place on disk {shuffled['position_correlation']:+.4f}, by chance up to {shuffled['by_chance']:.4f}."
+    )
 
     # --- model --------------------------------------------------------------------------------------------------------
     if world.device.type == "cpu":
@@ -107,8 +121,9 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     optimizer = make_optimizer(model, config.optim, seed=config.seed)
     average = None if config.optim.ema_decay is None else Average(model, config.optim.ema_decay)
     state = State(model, optimizer, average)
-    saved = continue_from(run, state, world, data=source.fingerprint) if resume else None
-    at = saved or Progress(step=0, left_out=0, data=source.fingerprint)
+    expected = None if other_data else source.fingerprint
+    saved = continue_from(run, state, world, data=expected) if resume else None
+    at = replace(saved or Progress(step=0, left_out=0, data="", dropped={}), data=source.fingerprint)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     ranks = f"{world.size} ranks of {share} pairs, " if world.size > 1 else ""
     world.say(
@@ -116,11 +131,19 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     )
 
     # --- the run directory --------------------------------------------------------------------------------------------
-    data = {"path": str(source.path), "fingerprint": source.fingerprint, "pairs": len(source)}
+    data = {
+        "path": str(source.path),
+        "fingerprint": source.fingerprint,
+        "pairs": len(source),
+        "skipped": source.skipped,
+        "noted": source.noted,
+        "order": shuffled,
+    }
     if world.rank == 0:
         write_json(run.config, to_json(config))
         run.describe_environment()
-        write_json(run.data, {**data, "skipped": source.skipped})
+        write_json(run.data, data)
+        write_manifest(run.manifest, source)
     world.barrier()
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -134,6 +157,9 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
         cache_mb=config.cache_mb,
         rank=world.rank,
         ranks=world.size,
+        workers=config.workers,
+        # before the watch over ranks ends the job, for this message says more
+        patience_seconds=min(PATIENCE_SECONDS, 0.75 * config.train.patience_seconds if world.size > 1 else 1e9),
     )
     pieces = -(-share // (config.train.micro_batch or share))  # rounded up
     guard, troubles = Guard(model, world), 0
@@ -149,15 +175,19 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
         if config.train.non_finite == "rewind" and saved is None:
             save()  # something to go back to
         first, seconds, saved_at, coming = at.step, log.seconds, time.monotonic(), batches()
+        waited, dropped = 0.0, Counter[str]()  # for batches; of this rank, since the last line of the log
         with progress("Training", plan.steps, start=at.step) if world.rank == 0 else silent() as advance:
             start = time.monotonic()
             while at.step < plan.steps:
                 world.at(at.step, "reading pairs")
+                batch = next(coming)
+                waited += time.monotonic() - start
+                dropped += batch.dropped
                 metrics = train_step(
                     replica,
                     optimizer,
                     guard,
-                    next(coming),
+                    batch,
                     step=at.step,
                     config=config,
                     plan=plan,
@@ -186,6 +216,7 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     world.say(f"Step {trouble.step} was not finite: {trouble.where}. Its update was left out.")
                 if trouble and config.train.non_finite == "rewind":
                     there = continue_from(run, state, world, data=source.fingerprint)
+                    dropped.clear()
                     assert there is not None  # one was saved before the first step
                     at = replace(there, left_out=trouble.step + at.left_out + 1 - there.step)
                     guard.forget()
@@ -195,14 +226,21 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     continue
 
                 # --- the log
+                logging = saving or at.step % LOG_EVERY == 0
+                if logging:
+                    at = replace(at, dropped=dict(sum(world.collect(dropped), Counter(at.dropped))))
+                    dropped.clear()
+                    seen = (at.step + at.left_out) * config.train.batch_size
+                    check_dropped(at.dropped, max(seen, min(1000, order.pairs)), config)  # bad luck at first is no end
                 pairs_per_second = max(0, at.step - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
-                if world.device.type == "cpu" or saving or at.step % LOG_EVERY == 0:  # reading waits for a GPU
+                if world.device.type == "cpu" or logging:  # reading waits for a GPU
                     numbers = {name: float(value) for name, value in metrics.items()}
-                    advance(at.step, describe_metrics(numbers, pairs_per_second))
-                    if saving or at.step % LOG_EVERY == 0:
+                    advance(at.step, describe_metrics(numbers, pairs_per_second, sum(at.dropped.values())))
+                    if logging:
                         so_far = {"step": at.step, "pairs": at.step * config.train.batch_size, "seconds": seconds}
                         speed = {"pairs_per_second": pairs_per_second, "peak_memory_gb": peak_memory_gb()}
-                        log.write({**so_far, **speed, **numbers})
+                        read = {"loader_wait": waited / max(1e-9, seconds - log.seconds), **count_of(at.dropped)}
+                        log.write({**so_far, **speed, **numbers, **read})
                 if saving:
                     path = save()
                     troubles = 0 if config.train.non_finite == "rewind" else troubles
@@ -219,7 +257,9 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     unreadable = {key: why for each in world.collect(loader.unreadable) for key, why in each.items()}
     cut = sum(world.collect(tokenizer.cut))
     if unreadable:
-        world.say(f"Left out of training: {describe_unreadable(unreadable)}.")
+        world.say(
+            f"Left out of training: {describe_unreadable(unreadable)}; {sum(at.dropped.values()):,} times in all."
+        )
     if cut:
         world.say(f"Captions longer than the context, cut to {tokenizer.context_length} tokens: {cut:,} times.")
     card = {
@@ -230,7 +270,7 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     weights = gathered(model.state_dict(), world)
     averaged = {} if average is None else gathered(average.weights, world)
     if world.rank == 0:
-        write_json(run.data, {**data, "skipped": source.skipped, "unreadable": unreadable, "captions_cut": cut})
+        write_json(run.data, {**data, "dropped": at.dropped, "unreadable": unreadable, "captions_cut": cut})
         if averaged:
             model_ema = filled(model.architecture, {**weights, **averaged}, tokenizer, where=f"the run {run.path}")
             model_ema.save(run.model_ema, **card, averaged=f"exponentially, decay {config.optim.ema_decay}")
@@ -240,16 +280,18 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
 def settled(config: RunConfig) -> RunConfig:
     """`config` as a run keeps it: its paths mean the same wherever the next command is run, and what depends on the
     encoder's family is filled in."""
-    paths = {name: getattr(config, name) for name in ("data", "test", "out", "init")}
+    paths = {name: getattr(config, name) for name in ("out", "init")}
     absolute = {name: path.resolve() for name, path in paths.items() if path is not None}
+    absolute |= {name: absolute_data(path) for name in ("data", "test") if (path := getattr(config, name)) is not None}
     if config.tokenizer not in (None, "openai"):
         absolute["tokenizer"] = str(Path(config.tokenizer).resolve())
     optim = config.optim.for_encoder(architecture(config.model).image)
     return replace(config, **absolute, optim=optim)
 
 
-def continue_from(run: RunDirectory, state: State, world: World, *, data: str) -> Progress | None:
-    """Load the newest whole checkpoint of a run, if there is one; returns how far it is. Rank 0 chooses for all."""
+def continue_from(run: RunDirectory, state: State, world: World, *, data: str | None) -> Progress | None:
+    """Load the newest whole checkpoint of a run, if there is one, which was trained on `data` (None: whatever it was);
+    returns how far it is. Rank 0 chooses for all."""
     world.at(-1, "preparing")
     chosen = None
     for checkpoint in checkpoints(run.checkpoints) if world.rank == 0 else ():
@@ -388,6 +430,25 @@ def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
     )
 
 
+def check_dropped(dropped: Mapping[str, int], seen: int, config: RunConfig) -> None:
+    """Raise `DataError` when more of the `seen` pairs could not be used than the config allows."""
+    count = sum(dropped.values())
+    if count <= config.max_dropped * seen:
+        return
+    raise DataError(
+        f"The pairs of {config.data}",
+        must=f"be usable but for {config.max_dropped:.1%} of them",
+        got=f"{count:,} of {seen:,} that are not ({describe(Counter(dropped))})",
+        then=f"See which with: limn data check {config.data}. To go on without them: --max-dropped "
+        f"{min(1.0, 1.5 * count / seen):.2f}.",
+    )
+
+
+def count_of(dropped: Mapping[str, int]) -> dict[str, Any]:
+    """Dropped pairs as a line of the log has them: their number, and by reason if there are any."""
+    return {"dropped": sum(dropped.values()), **({"dropped_for": dict(dropped)} if dropped else {})}
+
+
 def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """Weights as a model directory keeps them, whole and on the CPU, on rank 0; nothing on the others."""
     whole = {}
@@ -398,11 +459,12 @@ def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     return whole
 
 
-def describe_metrics(metrics: dict[str, float], speed: float) -> str:
+def describe_metrics(metrics: dict[str, float], speed: float, dropped: int) -> str:
     """The facts beside the progress bar."""
-    return (
+    facts = (
         f"{speed:,.0f} pairs/s loss {metrics['loss']:.2f} acc {metrics['accuracy']:.0%} |g| {metrics['grad_norm']:.1f}"
     )
+    return f"{facts} dropped {dropped:,}" if dropped else facts
 
 
 class MetricsLog:
@@ -438,7 +500,7 @@ class MetricsLog:
                 then="Make room; the last checkpoint stays, and limn train --resume continues from it.",
             ) from error
         for name, value in metrics.items():
-            if name != "step":
+            if name != "step" and isinstance(value, int | float):
                 self._board.add_scalar(f"train/{name}", value, metrics["step"])
 
     def close(self) -> None:

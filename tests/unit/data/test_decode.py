@@ -180,21 +180,21 @@ def test_preprocessing_equals_pillow_and_the_fast_way_is_within_one(name: str, s
     rgb = to_rgb(PICTURES[name])
     expected = openai_preprocessing(rgb, size)
     assert np.array_equal(centre_crop(np.asarray(shorter_side(rgb, size)), size), expected)
-    fast = centre_crop(shorter_side_fast(rgb, size), size)
+    fast = centre_crop(shorter_side_fast(np.array(rgb), size), size)
     assert fast.dtype == np.uint8 and np.abs(fast.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("size", [32, 64, 225])
 def test_on_white_noise_the_fast_way_is_within_two(size: int):
     rgb = noise(130, 90)  # a difference of one across, and another one down
-    fast = centre_crop(shorter_side_fast(rgb, size), size)
+    fast = centre_crop(shorter_side_fast(np.array(rgb), size), size)
     assert np.abs(fast.astype(int) - openai_preprocessing(rgb, size)).max() <= 2
 
 
 def test_a_draft_is_another_picture_only_for_large_jpegs():
     smooth = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
     large = encoded(smooth, "JPEG", quality=90)
-    exact, draft = decode(large, 64), decode(large, 64, draft=True)
+    exact, draft = decode(large, 64), decode(large, 64, fast=True)
     assert exact.shape == draft.shape and 0 < np.abs(exact.astype(int) - draft).max() < 20
     for content in (encoded(smooth), encoded(smooth.resize((120, 90)), "JPEG", quality=90)):
-        assert np.array_equal(decode(content, 64), decode(content, 64, draft=True))
+        assert np.abs(decode(content, 64).astype(int) - decode(content, 64, fast=True)).max() <= 1

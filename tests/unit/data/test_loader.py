@@ -1,11 +1,19 @@
+import threading
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from limn.config import ImageConfig
+from limn.data import loader as module
+from limn.data import workers
 from limn.data.decode import centre_crop, decode
 from limn.data.loader import Loader, read_centre
+from limn.data.pairs import Pair
+from limn.data.shards import repack
 from limn.data.sources import read_pairs
 from limn.data.tokenizer import Tokenizer
 from limn.errors import DataError
@@ -71,3 +79,116 @@ def test_read_centre(folder_of_pairs: Path):
     assert [bad for _, _, bad in batches] == [{"03.png": "13 bytes of another format"}, {}, {}]
     expected = centre_crop(decode(source[20].read(), 24), 24)
     assert torch.equal(batches[1][1][4], torch.from_numpy(expected.copy()).permute(2, 0, 1))
+
+
+def in_shards(folder: Path, tmp_path: Path, *, per_shard: int = 9) -> Path:
+    repack(read_pairs(folder), tmp_path / "shards", per_shard=per_shard)
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_batches_do_not_depend_on_the_number_of_workers(
+    folder_of_pairs: Path, tmp_path: Path, tokenizer: Tokenizer, workers: int
+):
+    shards = in_shards(folder_of_pairs, tmp_path)
+    alone = loader(shards, tokenizer, cache_mb=0)
+    for step, batch in enumerate(loader(shards, tokenizer, workers=workers, cache_mb=0).batches(2, 7), start=2):
+        expected = alone.batch(step)
+        assert batch.keys == expected.keys and torch.equal(batch.pixels, expected.pixels)
+        assert torch.equal(batch.tokens, expected.tokens) and torch.equal(batch.identities, expected.identities)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_each_global_batch(folder_of_pairs: Path, tmp_path: Path, tokenizer: Tokenizer, ranks: int):
+    shards = in_shards(folder_of_pairs, tmp_path)
+    alone = loader(shards, tokenizer)
+    parts = [loader(shards, tokenizer, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step in range(5):
+        together = [key for part in parts for key in part.batch(step).keys]
+        assert together == list(alone.batch(step).keys)
+
+
+def test_each_drop_is_counted_by_reason(folder_of_pairs: Path, tokenizer: Tokenizer):
+    (folder_of_pairs / "03.png").write_bytes(b"not a picture")
+    (folder_of_pairs / "04.png").write_bytes((folder_of_pairs / "05.png").read_bytes()[:500])
+    for cache_mb in (0, 100):
+        batches = list(loader(folder_of_pairs, tokenizer, cache_mb=cache_mb).batches(0, 5))
+        assert sum((batch.dropped for batch in batches), Counter()) == {"not a picture": 2, "damaged picture": 2}
+
+
+def test_a_file_that_vanishes_is_counted(folder_of_pairs: Path, tokenizer: Tokenizer):
+    seen = loader(folder_of_pairs, tokenizer)
+    (folder_of_pairs / "03.png").unlink()
+    assert sum((batch.dropped for batch in seen.batches(0, 5)), Counter()) == {"file that cannot be read": 2}
+
+
+def test_a_picture_that_takes_too_long_is_left_out(
+    folder_of_pairs: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    slow, plain = (folder_of_pairs / "07.png").read_bytes(), decode
+    over = threading.Event()
+
+    def stuck(content: bytes, *args: Any, **settings: Any) -> np.ndarray:
+        if content == slow:
+            over.wait(30)
+        return plain(content, *args, **settings)
+
+    monkeypatch.setattr(module, "decode", stuck)
+    monkeypatch.setattr(module, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "CLOSE_SECONDS", 0.1)
+    batches = list(loader(folder_of_pairs, tokenizer, workers=1).batches(0, 5))
+    over.set()
+    assert [len(batch.keys) for batch in batches].count(15) == 2
+    assert sum((batch.dropped for batch in batches), Counter()) == {"over 20 s to decode": 2}
+
+
+def test_a_loader_that_stands_still_says_where(
+    folder_of_pairs: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    over = threading.Event()
+    monkeypatch.setattr(Pair, "read", lambda pair: over.wait(30))
+    monkeypatch.setattr(workers, "CLOSE_SECONDS", 0.1)
+    stuck = loader(folder_of_pairs, tokenizer, workers=2)
+    stuck.patience_seconds = 0.5
+    with pytest.raises(
+        DataError, match=r"give a batch within 0 s. Got none \(worker 1 reading \d\d.png of .*for \d+ s"
+    ):
+        next(stuck.batches(0, 5))
+    over.set()
+
+
+def test_an_error_of_a_worker_reaches_the_caller(
+    folder_of_pairs: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(_pair: Pair) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Pair, "read", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        next(loader(folder_of_pairs, tokenizer).batches(0, 5))
+
+
+def test_threads_end_and_leave_torchs_own_as_they_were(folder_of_pairs: Path, tokenizer: Tokenizer):
+    before, threads = torch.get_num_threads(), threading.active_count()
+    batches = loader(folder_of_pairs, tokenizer, workers=3).batches(0, 50)
+    next(batches)
+    assert torch.get_num_threads() == before and threading.active_count() > threads
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads and torch.get_num_threads() == before
+
+
+def test_a_mixture_is_loaded_by_its_weights(folder_of_pairs: Path, tmp_path: Path, tokenizer: Tokenizer):
+    shards = in_shards(folder_of_pairs, tmp_path)
+    source = read_pairs(f"{folder_of_pairs}::{shards}", weights=(1.0, 2.0))
+    seen = Loader(source, tokenizer, images=ImageConfig(resize=28), image_size=24, batch_size=40, seed=0, cache_mb=100)
+    keys = [key for batch in seen.batches(0, 3) for key in batch.keys]
+    assert len(keys) == 120 and Counter(key[0] for key in keys) == {"0": 40, "1": 80}
+    assert set(Counter(keys).values()) == {1, 2}
+
+
+def test_captions_are_drawn_by_their_chances():
+    pair = Pair("k", Path("x"), 0, 1, captions=("a", "b", "c"), chances=(1.0, 0.0, 3.0))
+    drawn = Counter(pair.caption((i + 0.5) / 1000) for i in range(1000))
+    assert drawn == {"a": 250, "c": 750}
+    assert pair.caption(0.0) == "a" and pair.caption(1 - 2**-53) == "c"

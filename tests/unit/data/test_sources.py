@@ -107,7 +107,8 @@ def test_shards(tmp_path: Path, picture: Callable[..., bytes]):
     assert source[0].captions == ("a caption",) and source[0].label == 3 and not source[0].held_out
     assert source[1].captions == ("one", "two") and source[1].held_out and source[1].label is None
     assert source[0].read() == picture(seed=1)
-    assert source.skipped == {"no picture": 1, "no caption": 1, "unreadable .json (the pair's .txt is used)": 1}
+    assert source.skipped == {"no picture": 1, "no caption": 1}
+    assert source.noted == {"unreadable .json (the pair's .txt is used)": 1}
 
 
 def test_links_in_a_shard_are_not_followed(tmp_path: Path, picture: Callable[..., bytes]):
@@ -117,14 +118,18 @@ def test_links_in_a_shard_are_not_followed(tmp_path: Path, picture: Callable[...
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     source = read_pairs(tmp_path)
-    assert len(source) == 1 and source.skipped == {"shard member that is not a plain file": 1}
+    assert len(source) == 1 and source.noted == {"shard member that is not a plain file": 1}
 
 
-def test_a_cut_shard_is_an_error(tmp_path: Path, picture: Callable[..., bytes]):
+def test_of_a_cut_shard_the_pairs_before_the_cut_are_used(tmp_path: Path, picture: Callable[..., bytes]):
     path = shard(
         tmp_path / "0.tar", {"a.png": picture(200, 200), "a.txt": b"x", "b.png": picture(200, 200), "b.txt": b"x"}
     )
     path.write_bytes(path.read_bytes()[:130_000])
+    source = read_pairs(tmp_path)
+    assert [pair.key for pair in source] == ["a"]
+    assert [reason[:25] for reason in source.noted] == ["shard cut short (0.tar: 1"]
+    path.write_bytes(b"<html>" * 1000)
     with pytest.raises(DataError, match="whole, plain tar"):
         read_pairs(tmp_path)
 
@@ -202,8 +207,8 @@ def test_folders_inside_a_shard_and_shards_that_count_anew(tmp_path: Path, pictu
     (tmp_path / "loose.png").write_bytes(picture())
     source = read_pairs(tmp_path)
     assert [(pair.key, pair.captions[0]) for pair in source] == [
-        ("cats/001", "a cat"),
-        ("dogs/001", "a dog"),
+        ("0/cats/001", "a cat"),
+        ("0/dogs/001", "a dog"),
         ("1/cats/001", "a cat"),
         ("1/dogs/001", "a dog"),
     ]
