@@ -7,7 +7,9 @@ preprocessing does.
 """
 
 import io
+import threading
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import simplejpeg
@@ -16,6 +18,8 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from limn.errors import DataError
 
 MAX_PIXELS = 100_000_000
+LARGE_PIXELS = 2**24
+"""Larger pictures are decoded one at a time: one of 100 million with transparency needs 1.7 GB."""
 MAX_ASPECT = 16
 """A longer strip would be blown up to many times the size of other pictures."""
 MAX_SCANS = 100
@@ -29,6 +33,7 @@ NO_PICTURE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
 )
 """Why a picture cannot be used."""
 ORIENTATION = 0x0112
+_one_large = threading.Lock()
 
 Image.init()  # `formats` knows only the plugins that are loaded
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is not a picture
@@ -56,9 +61,10 @@ def decode(content: bytes, resize: int, *, name: str = "picture", fast: bool = F
     """
     try:
         picture = opened(content, name)
-        if not fast:
-            return np.asarray(shorter_side(to_rgb(picture), resize))
-        return shorter_side_fast(rgb_fast(picture, content, resize), resize)
+        with _one_large if picture.width * picture.height > LARGE_PIXELS else nullcontext():
+            if not fast:
+                return np.asarray(shorter_side(to_rgb(picture), resize))
+            return shorter_side_fast(rgb_fast(picture, content, resize), resize)
     except DataError:
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
@@ -81,14 +87,14 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
     if long > MAX_ASPECT * short:
         got = f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1"
         raise Unreadable(name, TOO_LONG, got)
-    if picture.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
         raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
     return picture
 
 
 def rgb_fast(picture: Image.Image, content: bytes, resize: int) -> np.ndarray:
     """The opened picture as `to_rgb` makes it, as uint8[height width 3]; of JPEGs of four times `resize` a draft."""
-    if picture.format == "JPEG":
+    if picture.format in ("JPEG", "MPO"):
         if min(picture.size) >= 4 * resize:
             picture.draft("RGB", (2 * resize, 2 * resize))
         elif picture.mode in ("RGB", "L") and picture.getexif().get(ORIENTATION, 1) == 1:
@@ -124,11 +130,15 @@ def shorter_side_fast(pixels: np.ndarray, length: int) -> np.ndarray:
 
     Two of 255 on white noise, and where it would enlarge, which is quick anyway and left to Pillow.
     """
+    if min(pixels.shape[:2]) <= length:
+        return np.array(shorter_side(Image.fromarray(pixels), length))
+    return _resized(pixels, _shorter((pixels.shape[1], pixels.shape[0]), length))
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8[height width 3] at another size (width, height), by torch's bicubic filter."""
     import torch  # decoding alone does not need it
 
-    if min(pixels.shape[:2]) <= length:
-        return np.asarray(shorter_side(Image.fromarray(pixels), length))
-    size = _shorter((pixels.shape[1], pixels.shape[0]), length)
     channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # as the fast kernel wants them
     resized = torch.nn.functional.interpolate(channels_last, size[::-1], mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
@@ -143,7 +153,11 @@ def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     """The central square of uint8[height width 3], resized to `size`."""
     height, width, _ = pixels.shape
     side = min(height, width)
-    return _square(pixels, left=round((width - side) / 2), top=round((height - side) / 2), side=side, size=size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    square = pixels[top : top + side, left : left + side]
+    if side == size:
+        return square
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def random_crop(pixels: np.ndarray, size: int, *, min_area: float, draws: tuple[float, float, float]) -> np.ndarray:
@@ -156,11 +170,5 @@ def random_crop(pixels: np.ndarray, size: int, *, min_area: float, draws: tuple[
     largest = min(height, width)
     side = max(1, round(largest * (min_area + (1 - min_area) * draws[0]) ** 0.5))
     left, top = int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1))
-    return _square(pixels, left=left, top=top, side=side, size=size)
-
-
-def _square(pixels: np.ndarray, *, left: int, top: int, side: int, size: int) -> np.ndarray:
     square = pixels[top : top + side, left : left + side]
-    if side == size:
-        return square
-    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+    return square if side == size else _resized(np.ascontiguousarray(square), (size, size))

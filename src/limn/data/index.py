@@ -17,115 +17,29 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from limn.data.pairs import EMPTY, MAX_PICTURE_BYTES, PICTURES, TOO_LARGE, Pair, cleaned
+from limn.data.pairs import EMPTY, MAX_CAPTIONS, MAX_PICTURE_BYTES, PICTURES, TOO_LARGE, Pair, cleaned
 from limn.data.remote import cache_folder, content_of, expect, local, name_of, size_of
+from limn.data.tar import CutShort, Member, members
 from limn.errors import DataError, StorageError
-from limn.files import sha256_of, write_bytes
+from limn.files import is_file_in, sha256_of, write_bytes
 from limn.progress import track
 
 FORMAT = "limn index 1"
 MAX_TEXT_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
-BLOCK = 512
-
-
-# --- members ---------------------------------------------------------------------------------------------------------
-
-
-class Member(NamedTuple):
-    """A plain file in a tar."""
-
-    name: str
-    offset: int
-    """Of its content, in bytes."""
-    size: int
-
-
-class CutShort(Exception):
-    """A tar that ends, or stops to be one, before its end."""
-
-
-def members(file: IO[bytes], noted: Counter[str]) -> Iterator[Member]:
-    """The plain files of a tar (USTAR, GNU or PAX), without its content being read.
-
-    tarfile would do, but it can be led in circles and into reading gigabytes by a header, and takes five times as long.
-    Raises `CutShort` where the rest cannot be read.
-    """
-    descriptor, length = file.fileno(), os.fstat(file.fileno()).st_size
-    offset, told = 0, dict[str, bytes]()  # what a header before the member's own said about it
-    while offset < length:
-        header = os.pread(descriptor, BLOCK, offset)
-        if len(header) == BLOCK and not header.strip(b"\0"):
-            return
-        kind, content, size = header[156:157], offset + BLOCK, _size(header)
-        if size is not None and told.get("size", b"").isdigit():
-            size = int(told["size"])
-        if size is None:
-            raise CutShort(f"no tar header at byte {offset:,}")
-        offset = content + -(-size // BLOCK) * BLOCK
-        if content + size > length:
-            raise CutShort(f"{length:,} bytes, and a member that ends at {content + size:,}")
-        if kind in (b"x", b"L"):  # the next member has a longer name than fits, or more
-            if size > MAX_TEXT_BYTES:
-                raise CutShort(f"a name of {size:,} bytes at byte {content:,}")
-            said = os.pread(descriptor, size, content)
-            told |= _pax(said) if kind == b"x" else {"path": said.rstrip(b"\0")}
-            continue
-        if kind in (b"0", b"\0", b"7") and not any(name.startswith("GNU.sparse") for name in told):
-            name = header[:100].split(b"\0")[0]
-            if header[257:263] == b"ustar\0" and header[345]:
-                name = header[345:500].split(b"\0")[0] + b"/" + name
-            name = told.get("path", name)
-            if not (kind == b"\0" and name.endswith(b"/")):  # an old way to write folders
-                yield Member(name.decode("utf-8", errors="replace"), content, size)
-        elif kind not in (b"5", b"g"):
-            noted["shard member that is not a plain file"] += 1
-            more = kind == b"S" and header[482]
-            while more:  # blocks of a sparse member's map, between header and content
-                block = os.pread(descriptor, BLOCK, content)
-                content, offset = content + BLOCK, offset + BLOCK
-                more = len(block) == BLOCK and block[504]
-        told = {}
-
-
-def _size(header: bytes) -> int | None:
-    """The size that a header states; None if it is no header."""
-    try:
-        stated = int(header[148:156].split(b"\0")[0].strip() or b"0", 8)
-        if len(header) < BLOCK or stated != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            return None
-        if header[124] & 0x80:  # binary, for what eleven octal digits cannot say
-            size = int.from_bytes(header[125:136], "big") if header[124] == 0x80 else -1
-        else:
-            size = int(header[124:136].split(b"\0")[0].strip() or b"0", 8)
-    except ValueError:
-        return None
-    return size if size >= 0 else None
-
-
-def _pax(told: bytes) -> dict[str, bytes]:
-    """The records of a PAX header, "LENGTH NAME=VALUE\\n" each."""
-    records, at = {}, 0
-    while at < len(told):
-        digits, _, _ = told[at : at + 20].partition(b" ")
-        if not digits.isdigit() or int(digits) <= len(digits):
-            break
-        name, _, value = told[at + len(digits) + 1 : at + int(digits) - 1].partition(b"=")
-        records[name.decode("utf-8", errors="replace")] = value
-        at += int(digits)
-    return records
 
 
 # --- an index --------------------------------------------------------------------------------------------------------
@@ -155,12 +69,12 @@ class Index:
 
     def key(self, sample: int) -> str:
         """A sample's key: the members' name up to the first dot."""
-        return _text(self.arrays["keys"], self.arrays["key_ends"], sample)
+        return text_at(self.arrays["keys"], self.arrays["key_ends"], sample)
 
     def captions(self, sample: int) -> tuple[str, ...]:
         """What is said about a sample."""
         first, last = self.arrays["first_captions"][sample : sample + 2].tolist()
-        return tuple(_text(self.arrays["captions"], self.arrays["caption_ends"], i) for i in range(first, last))
+        return tuple(text_at(self.arrays["captions"], self.arrays["caption_ends"], i) for i in range(first, last))
 
     def pair(self, sample: int, path: Path | str) -> Pair:
         """A sample as a pair."""
@@ -179,7 +93,8 @@ class Index:
         )
 
 
-def _text(content: np.ndarray, ends: np.ndarray, number: int) -> str:
+def text_at(content: np.ndarray, ends: np.ndarray, number: int) -> str:
+    """One of the texts that `content` (uint8) holds end to end."""
     return content[ends[number - 1] if number else 0 : ends[number]].tobytes().decode()
 
 
@@ -201,13 +116,8 @@ def build(path: Path) -> Index:
                     sample[f".{extension.lower()}"] = member
         except CutShort as error:
             if not samples:
-                raise DataError(
-                    f"The shard {path}",
-                    must="be a whole, plain tar file",
-                    got=error,
-                    then="Fetch or write the shard again.",
-                ) from error
-            noted[f"shard cut short ({path.name}: {error})"] += 1
+                raise _no_shard(path, error) from error
+            noted[f"shard cut short ({name_of(path)}: {error})"] += 1
         table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
         for key, parts in samples.items():
             picture = next((parts[extension] for extension in PICTURES if extension in parts), None)
@@ -227,13 +137,14 @@ def build(path: Path) -> Index:
             table["counts"].append(len(captions))
             table["captions"] += captions
             table["chances"] += chances
-    return Index(sha256_of(path), path.stat().st_size, dict(skipped), dict(noted), _arrays(table))
+    return Index(sha256_of(path), path.stat().st_size, dict(+skipped), dict(+noted), arrays_of(table))
 
 
 NUMBERS = ("picture_offsets", "picture_sizes", "labels", "held_out")
 
 
-def _arrays(table: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+def arrays_of(table: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """The arrays of an `Index` from lists: those of `NUMBERS`, keys, captions, chances, and counts of captions."""
     keys, captions = ([text.encode() for text in table[name]] for name in ("keys", "captions"))
     return {
         **{name: np.array(table[name], dtype=np.int64) for name in NUMBERS},
@@ -270,28 +181,29 @@ def _annotations(
         except (ValueError, RecursionError):
             noted["unreadable .json (the pair's .txt is used)"] += 1
     record = record if isinstance(record, dict) else {}
-    several = record.get("captions")
-    chances = record.get("caption_probabilities")
-    captions = [str(caption) for caption in several] if isinstance(several, list) else []
-    if not (isinstance(chances, list) and len(chances) == len(captions) and _are_chances(chances)):
-        if chances is not None:
-            noted["caption_probabilities that do not fit the captions (all are alike)"] += 1
-        chances = [1.0] * len(captions)
-    kept = [(text, chance) for text, chance in zip(cleaned(captions, noted), chances, strict=True) if text and chance]
-    if not kept:
-        only = read(".txt").strip() or str(record.get("caption") or "")
-        kept = [(text, 1.0) for text in cleaned([only], noted) if text]
+    said, chances = record.get("captions"), record.get("caption_probabilities")
+    several = said if isinstance(said, list) else []
+    if not (isinstance(chances, list) and len(chances) == len(several) and _are_chances(chances)):
+        noted["caption_probabilities that do not fit the captions (all are alike)"] += chances is not None
+        chances = [1.0] * len(several)
+    likely = [(text, float(chance)) for text, chance in zip(several, chances, strict=True) if chance][:MAX_CAPTIONS]
+    noted[f"captions after the first {MAX_CAPTIONS:,} of a pair (not used)"] += len(several) > MAX_CAPTIONS
+    kept = list(zip(cleaned([text for text, _ in likely], noted), (chance for _, chance in likely), strict=True))
+    if not any(text for text, _ in kept):
+        kept = [(text, 1.0) for text in cleaned([read(".txt").strip() or record.get("caption") or ""], noted)]
+    kept = [(text, chance) for text, chance in kept if text]
     label = read(".cls").strip()
     return (
         [text for text, _ in kept],
-        [float(chance) for _, chance in kept],
+        [chance for _, chance in kept],
         int(label) if label.isdigit() and len(label) < 10 else -1,
         record.get("held_out") is True,
     )
 
 
 def _are_chances(values: list[Any]) -> bool:
-    return all(isinstance(v, int | float) and 0 <= v < float("inf") for v in values) and sum(values) > 0
+    fine = all(type(value) in (int, float) and 0 <= value <= 1e300 for value in values)
+    return fine and 1e-300 < sum(map(float, values)) <= 1e300
 
 
 # --- beside the shard ------------------------------------------------------------------------------------------------
@@ -304,8 +216,8 @@ def index_file(path: Path | str) -> Path:
 
 def _elsewhere(path: Path | str) -> Path:
     """Where the index of a shard goes whose own folder cannot be written."""
-    told = str(path.resolve() if isinstance(path, Path) else path)
-    return cache_folder() / "indexes" / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.index"
+    told = os.fsencode(path.resolve()) if isinstance(path, Path) else path.encode()
+    return cache_folder() / "indexes" / f"{hashlib.sha256(told).hexdigest()[:32]}.index"
 
 
 def ensure(path: Path | str, build: Callable[[Path], Index] = build) -> dict[str, Any]:
@@ -321,15 +233,33 @@ def ensure(path: Path | str, build: Callable[[Path], Index] = build) -> dict[str
                 found = _keep(build(Path(file.name)), _elsewhere(path), mtime_ns=0)
         expect(path, found["sha256"])
         return found
+    if not path.is_file():
+        raise _no_shard(path, "something that is no file")
     status = path.stat()
-    for file in (index_file(path), _elsewhere(path)):
+    for file in _files(path):
         found = _described(file)
         if found is not None and found["size"] == status.st_size:
             if found["mtime_ns"] == status.st_mtime_ns:
                 return found
-            if found["sha256"] == sha256_of(path):
-                return _save(_load(file), path, status.st_mtime_ns)
-    return _save(build(path), path, status.st_mtime_ns)
+            if found["sha256"] == sha256_of(path) and (index := _load(file)) is not None:
+                return _save(index, path, status.st_mtime_ns)
+    for _ in range(2):
+        index, before, status = build(path), status, path.stat()
+        if (status.st_size, status.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+            return _save(index, path, status.st_mtime_ns)
+    raise _no_shard(path, "one that is being written")
+
+
+def _no_shard(path: Path | str, got: object) -> DataError:
+    return DataError(
+        f"The shard {path}", must="be a whole, plain tar file", got=got, then="Fetch or write the shard again."
+    )
+
+
+def _files(path: Path | str) -> list[Path]:
+    """The index files of a shard that are there; one beside it that a link leads to from elsewhere is none."""
+    beside = [index_file(path)] if isinstance(path, Path) and is_file_in(path.parent, index_file(path)) else []
+    return [*beside, *([_elsewhere(path)] if _elsewhere(path).is_file() else [])]
 
 
 def _beside(address: str) -> dict[str, Any] | None:
@@ -338,38 +268,13 @@ def _beside(address: str) -> dict[str, Any] | None:
     content = content_of(f"{folder}/.limn/{name}.index", MAX_INDEX_BYTES)
     if content is None:
         return None
-    try:
-        with NamedTemporaryFile(suffix=".index") as file:
-            file.write(content)
-            file.flush()
-            index = _load(Path(file.name)) if _described(Path(file.name)) else None
-        if index is None or index.size != (size_of(address) or index.size) or not _is_sound(index):
-            return None
-        return _keep(index, _elsewhere(address), mtime_ns=0)
-    except (SafetensorError, ValueError, KeyError, IndexError, TypeError):  # whatever another's file may hold
+    with NamedTemporaryFile(suffix=".index") as file:
+        file.write(content)
+        file.flush()
+        index = _load(Path(file.name))
+    if index is None or index.size != (size_of(address) or index.size):
         return None
-
-
-def _is_sound(index: Index) -> bool:
-    """Whether an index that somebody else made holds together. May raise `KeyError` and the like if it does not."""
-    arrays, samples = index.arrays, len(index)
-    offsets, sizes = arrays["picture_offsets"], arrays["picture_sizes"]
-    ends = [(arrays["key_ends"], len(arrays["keys"])), (arrays["caption_ends"], len(arrays["captions"]))]
-    firsts = (arrays["first_captions"], len(arrays["caption_ends"]))
-    for sample in range(samples):
-        index.captions(sample)  # of bytes that are UTF-8; _keep reads the keys
-    return (
-        re.fullmatch("[0-9a-f]{64}", index.sha256) is not None
-        and all(arrays[name].shape == (samples,) and arrays[name].dtype == np.int64 for name in (*NUMBERS, "key_ends"))
-        and arrays["first_captions"].shape == (samples + 1,)
-        and arrays["chances"].shape == arrays["caption_ends"].shape
-        and all(
-            len(of) == 0 or (of[0] >= 0 and (np.diff(of) >= 0).all() and of[-1] == end) for of, end in (*ends, firsts)
-        )
-        and bool(((offsets >= 0) & (sizes > 0) & (sizes <= MAX_PICTURE_BYTES) & (offsets <= index.size - sizes)).all())
-        and bool(((arrays["chances"] > 0) & np.isfinite(arrays["chances"])).all())
-        and all(isinstance(n, int) for told in (index.skipped, index.noted) for n in told.values())
-    )
+    return _keep(index, _elsewhere(address), mtime_ns=0)
 
 
 def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index] = build) -> list[dict[str, Any] | DataError]:
@@ -378,33 +283,52 @@ def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index] = bui
     def one(path: Path | str) -> dict[str, Any] | DataError:
         try:
             return ensure(path, build)
+        except StorageError:
+            raise
         except DataError as error:
             return error
+        except OSError as error:  # gone, or not to be read
+            return _no_shard(path, error.strerror or error)
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
         return list(track(threads.map(one, paths), title="Indexing shards", total=len(paths)))
 
 
 @lru_cache(maxsize=64)
-def load(path: Path | str, sha256: str) -> Index:
-    """The index of a shard, which `ensure` has seen; the last 64 stay in memory."""
-    files = (_elsewhere(path),) if isinstance(path, str) else (index_file(path), _elsewhere(path))
-    for file in files:
-        if (_described(file) or {}).get("sha256") == sha256:
-            return _load(file)
-    raise DataError(
-        f"The index of {path}",
-        must="stay as it was while a command runs",
-        got="another one, or none",
-        then="Run the command again.",
+def load(path: Path | str, sha256: str, build: Callable[[Path], Index] = build) -> Index:
+    """The index of a shard, which `ensure` has seen; the last 64 stay in memory. A damaged one is built anew."""
+    for file in _files(path):
+        index = _load(file)
+        if index is not None and index.sha256 == sha256:
+            return index
+    if isinstance(path, Path):
+        index = build(path)
+        if index.sha256 == sha256:
+            _save(index, path, path.stat().st_mtime_ns)
+            return index
+    raise _changed(path)
+
+
+def _changed(path: Path | str) -> DataError:
+    return DataError(
+        f"The shard {path} and its index",
+        must="be whole, and stay as they are while a command runs",
+        got="other ones",
+        then=f"Delete {_files(path)[0] if _files(path) else 'the index'} and run the command again.",
     )
 
 
 def _save(index: Index, path: Path, mtime_ns: int) -> dict[str, Any]:
-    try:
-        return _keep(index, index_file(path), mtime_ns)
-    except StorageError:  # a folder that cannot be written
-        return _keep(index, _elsewhere(path), mtime_ns)
+    folder = index_file(path).parent
+    if not folder.is_symlink():  # which may lead anywhere
+        with suppress(StorageError):  # a folder that cannot be written
+            return _keep(index, index_file(path), mtime_ns)
+    return _keep(index, _elsewhere(path), mtime_ns)
+
+
+TOLD = {"sha256": str, "size": int, "mtime_ns": int, "pictures": int, "captioned": int, "least_key": str}
+TOLD |= {"greatest_key": str, "skipped": dict, "noted": dict, "arrays": str}
+"""What an index file says about itself, and of which types."""
 
 
 def _keep(index: Index, file: Path, mtime_ns: int) -> dict[str, Any]:
@@ -419,26 +343,83 @@ def _keep(index: Index, file: Path, mtime_ns: int) -> dict[str, Any]:
         "greatest_key": max(keys, default=""),
         "skipped": index.skipped,
         "noted": index.noted,
+        "arrays": _digest(index.arrays),
     }
     write_bytes(file, save(index.arrays, metadata={"format": FORMAT, "told": json.dumps(told)}))
     return told
 
 
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return digest.hexdigest()
+
+
 def _described(file: Path) -> dict[str, Any] | None:
-    """What an index file says about itself; None if it is missing, damaged or of another format."""
+    """What an index file says about itself; None if it is damaged or of another format."""
     try:
         with safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
-            return json.loads(metadata["told"]) if metadata.get("format") == FORMAT else None
-    except (OSError, SafetensorError, ValueError, KeyError):
+        told = json.loads(metadata["told"]) if metadata.get("format") == FORMAT else {}
+        counters = [*told["skipped"].values(), *told["noted"].values()] if told else []
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
+    fine = isinstance(told, dict) and all(type(told.get(name)) is kind for name, kind in TOLD.items())
+    fine = fine and 0 <= told["captioned"] <= told["pictures"]
+    return told if fine and all(type(count) is int and count >= 0 for count in counters) else None
 
 
-def _load(file: Path) -> Index:
-    with safe_open(file, framework="np") as opened:
-        told = json.loads(opened.metadata()["told"])
-        arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
-    return Index(told["sha256"], told["size"], told["skipped"], told["noted"], arrays)
+def _load(file: Path) -> Index | None:
+    """The index in a file; None if it is damaged, or does not hold together: somebody else may have made it."""
+    told = _described(file)
+    if told is None:
+        return None
+    try:
+        with safe_open(file, framework="np") as opened:
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+        index = Index(told["sha256"], told["size"], told["skipped"], told["noted"], arrays)
+        fine = _digest(arrays) == told["arrays"] and _is_sound(index)
+        fine = fine and (len(index), len(index.captioned)) == (told["pictures"], told["captioned"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    return index if fine else None
+
+
+def _is_sound(index: Index) -> bool:
+    """Whether all that an index points at is there. Raises `KeyError` or `ValueError` if it does not hold together."""
+    arrays, samples = index.arrays, len(index.arrays["labels"])
+    offsets, sizes, chances = arrays["picture_offsets"], arrays["picture_sizes"], arrays["chances"]
+    numbers = [arrays[name] for name in (*NUMBERS, "key_ends")]
+    counts = [*numbers, arrays["first_captions"][1:], arrays["caption_ends"], arrays["first_captions"]]
+    return (
+        re.fullmatch("[0-9a-f]{64}", index.sha256) is not None
+        and all(array.dtype == np.int64 and array.ndim == 1 for array in counts)
+        and all(len(array) == samples for array in numbers)
+        and len(arrays["first_captions"]) == samples + 1
+        and chances.dtype == np.float64
+        and chances.shape == arrays["caption_ends"].shape
+        and bool(((chances > 0) & (chances <= 1e300)).all())
+        and _are_texts(arrays["keys"], arrays["key_ends"])
+        and _are_texts(arrays["captions"], arrays["caption_ends"])
+        and _rises(arrays["first_captions"], len(chances))
+        and bool(((offsets >= 0) & (sizes > 0) & (sizes <= MAX_PICTURE_BYTES)).all())
+        and ("groups" in arrays or bool((offsets <= index.size - sizes).all()))  # tables: row numbers (data/tables.py)
+    )
+
+
+def _are_texts(content: np.ndarray, ends: np.ndarray) -> bool:
+    """Whether `content` is UTF-8, cut between characters. Raises `ValueError` if it is not UTF-8."""
+    if content.dtype != np.uint8 or content.ndim != 1 or not _rises(ends, len(content)):
+        return False
+    content.tobytes().decode()
+    return bool(((content[ends[ends < len(content)]] & 0xC0) != 0x80).all())
+
+
+def _rises(ends: np.ndarray, last: int) -> bool:
+    if len(ends) == 0:
+        return last == 0
+    return bool(ends[0] >= 0 and (np.diff(ends) >= 0).all() and ends[-1] == last)
 
 
 # --- as parts of a source --------------------------------------------------------------------------------------------
@@ -468,5 +449,7 @@ class Shard:
     def pair(self, index: int) -> Pair:
         """The pair at `index`."""
         found = load(self.path, self.sha256)
+        if self.count != (len(found.captioned) if self.needs_caption else len(found)):
+            raise _changed(self.path)
         sample = int(found.captioned[index]) if self.needs_caption else index
         return found.pair(sample, self.path)

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from limn.data.pairs import Pair, cleaned
 from limn.errors import DataError
-from limn.files import is_file_in
+from limn.files import is_file_in, printable
 
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "img", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "sentence", "title", "description", "alt", "label")
@@ -23,14 +23,16 @@ def read_list(path: Path, skipped: Counter[str], noted: Counter[str]) -> Iterato
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from pictures_of(read(path, file, folder), folder, skipped, noted)
-    except (csv.Error, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (csv.Error, ValueError, RecursionError) as error:
         raise DataError(
             f"The list {path}", must="be readable to its end", got=error, then="Correct that line."
         ) from error
 
 
 def pictures_of(
-    rows: Iterable[tuple[str, Iterable[str | bytes]]], folder: Path, skipped: Counter[str], noted: Counter[str]
+    rows: Iterable[tuple[str, Iterable[Any]]], folder: Path, skipped: Counter[str], noted: Counter[str]
 ) -> Iterator[Pair]:
     """The pictures that the rows (picture path from `folder`, captions) of a list name, each once."""
     captions_of: dict[Path, list[str]] = {}
@@ -43,7 +45,7 @@ def pictures_of(
             captions_of.setdefault(picture.resolve(), []).extend(texts)
     for picture, captions in captions_of.items():
         yield Pair(
-            key=picture.relative_to(folder).as_posix(),
+            key=printable(picture.relative_to(folder).as_posix()),
             path=picture,
             offset=0,
             size=picture.stat().st_size,
@@ -51,7 +53,7 @@ def pictures_of(
         )
 
 
-def _jsonl_rows(path: Path, file: IO[str], _folder: Path) -> Iterator[tuple[str, list[str]]]:
+def _jsonl_rows(path: Path, file: IO[str], _folder: Path) -> Iterator[tuple[str, list[Any]]]:
     """(picture path, captions) of each line, which holds a JSON object; a caption may be a list of them."""
     columns: tuple[str, str] | None = None
     for number, line in enumerate(file, start=1):
@@ -65,7 +67,7 @@ def _jsonl_rows(path: Path, file: IO[str], _folder: Path) -> Iterator[tuple[str,
         columns = columns or _columns(path, list(record))
         picture, caption = record.get(columns[0]), record.get(columns[1])
         several = caption if isinstance(caption, list) else [caption]
-        yield str(picture or ""), [str(one) for one in several if one is not None]
+        yield str(picture or ""), [one for one in several if one is not None]
 
 
 def _csv_rows(path: Path, file: IO[str], folder: Path) -> Iterator[tuple[str, list[str]]]:

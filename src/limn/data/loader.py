@@ -68,6 +68,16 @@ class Filled(NamedTuple):
     picture_hash: int
 
 
+class Picture(NamedTuple):
+    """What a worker is at."""
+
+    number: int
+    pair: Pair
+
+    def __str__(self) -> str:
+        return f"{self.pair.key} of {self.pair.path}"
+
+
 class Loader:
     """Training batches of a source, each a pure function of (seed, step). With several ranks each loads its share.
 
@@ -92,7 +102,7 @@ class Loader:
         self.source, self.tokenizer, self.images = source, tokenizer, images
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
         self.rank, self.ranks = rank, ranks
-        self.workers = workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self.patience_seconds = patience_seconds
         self.order = order_of(source, seed)
         self.unreadable: dict[str, str] = {}
@@ -116,10 +126,13 @@ class Loader:
             for step in range(first, last):
                 while len(waiting) < ahead and (coming := next(steps, None)) is not None:
                     made = threading.Event()
-                    make = partial(self._make, coming, partial(workers.all, late=_late))
+                    make = partial(self._make, coming, partial(workers.all, late=self._late))
                     waiting.append((makers.submit(lambda _task, make=make: make(), made.set), made))
                 task, made = waiting.popleft()
-                if not made.wait(self.patience_seconds):
+                since = time.monotonic()
+                while not made.wait(min(1.0, self.patience_seconds)):
+                    if time.monotonic() - max(since, workers.last_end) < self.patience_seconds:
+                        continue
                     raise DataError(
                         f"The loader, at step {step} of {self.source.path},",
                         must=f"give a batch within {self.patience_seconds:.0f} s",
@@ -181,7 +194,7 @@ class Loader:
         """A picture and its hash, or why it cannot be used."""
         try:
             content = read_again(pair, task)
-            task.at("decoding", f"{pair.key} of {pair.path}")
+            task.at("decoding", Picture(index, pair))
             pixels = decode(content, self.images.resize, name=f"The picture {pair.key}", fast=True)
             decoded, size = (pixels, hash_of(content)), pixels.nbytes
         except Unreadable as error:
@@ -194,10 +207,24 @@ class Loader:
                 self._cache_bytes_left -= size
         return decoded
 
+    def _late(self, task: Task) -> str | None:
+        """Why a pair is left out that takes too long to decode, now and from now on; None while it does not."""
+        what = task.what
+        if task.stage != "decoding" or time.monotonic() - task.since <= DEADLINE_SECONDS:
+            return None
+        assert isinstance(what, Picture)
+        self._cache[what.number] = LATE
+        return self._note(what.pair, LATE, LATE)
+
     def _note(self, pair: Pair, reason: str, got: object) -> str:
         if len(self.unreadable) < TOLD:
             self.unreadable[pair.key] = str(got)
         return reason
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def order_of(source: Source, seed: int) -> Order:
@@ -211,7 +238,7 @@ def order_of(source: Source, seed: int) -> Order:
 
 def read_again(pair: Pair, task: Task) -> bytes:
     """The bytes of a picture; a read that fails is tried again, for networks."""
-    task.at("reading", f"{pair.key} of {pair.path}")
+    task.at("reading", Picture(-1, pair))
     for seconds in READ_AGAIN:
         try:
             return pair.read()
@@ -222,15 +249,9 @@ def read_again(pair: Pair, task: Task) -> bytes:
     return pair.read()
 
 
-def _late(task: Task) -> str | None:
-    """Why a pair is left out that takes too long to decode; None while it does not."""
-    is_late = task.stage == "decoding" and time.monotonic() - task.since > DEADLINE_SECONDS
-    return LATE if is_late else None
-
-
 def hash_of(content: bytes) -> int:
     """A signed 64-bit hash, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
 
 
 def read_centre(

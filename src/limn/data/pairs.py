@@ -25,6 +25,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
 MAX_PICTURE_BYTES = 64 * 2**20
 EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_PICTURE_BYTES >> 20} MiB"
 NOTHING = Counter[str]()
+MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
+"""Characters of a caption, and captions of a pair; no text encoder reads as much."""
 LISTED = 1024
 """Pairs in a part of a list or folder."""
 
@@ -58,7 +60,8 @@ class Pair:
         if not self.chances:
             return self.captions[int(draw * len(self.captions))]
         ends = np.cumsum(self.chances)
-        return self.captions[int(np.searchsorted(ends, draw * ends[-1], side="right"))]
+        number = int(np.searchsorted(ends, draw * ends[-1], side="right"))
+        return self.captions[min(number, len(self.captions) - 1)]  # rounding
 
 
 @runtime_checkable
@@ -220,7 +223,7 @@ class Source:
         """The source less about `share` of its pairs, and these. Which ones depends on the keys alone."""
 
         def is_kept_back(pair: Pair) -> bool:
-            number = int.from_bytes(hashlib.sha256(pair.key.encode()).digest()[:7], "big")
+            number = int.from_bytes(hashlib.sha256(pair.key.encode("utf-8", "surrogateescape")).digest()[:7], "big")
             return float(uniform(0, "holdout", 0, number)) < share
 
         return self.where(lambda pair: not is_kept_back(pair)), self.where(is_kept_back)
@@ -258,8 +261,11 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
     )
 
 
-def cleaned(captions: Iterable[str | bytes], noted: Counter[str]) -> list[str]:
-    """Captions as text without spaces around them; what is not UTF-8 is replaced and counted."""
+def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
+    """Captions as text without spaces around them, "" for what is none.
+
+    What is not UTF-8 is replaced, what is longer than `MAX_CAPTION` cut; both are counted, and values that are no text.
+    """
     texts = []
     for caption in captions:
         if isinstance(caption, str):
@@ -267,10 +273,15 @@ def cleaned(captions: Iterable[str | bytes], noted: Counter[str]) -> list[str]:
                 caption = caption.encode("utf-8", "surrogateescape")  # bytes that a reader could not decode
             except UnicodeEncodeError:
                 caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        if not isinstance(caption, bytes):
+            noted["caption that is no text"] += 1
+            caption = b""
         text = caption.decode("utf-8", errors="replace")
         if "\ufffd" in text and text.encode() != caption:
             noted["caption that is not UTF-8 (a sign stands for each bad byte)"] += 1
-        texts.append(text.replace("\0", " ").strip())
+        if len(text) > MAX_CAPTION:
+            noted[f"caption over {MAX_CAPTION:,} characters (cut)"] += 1
+        texts.append(text[:MAX_CAPTION].replace("\0", " ").strip())
     return texts
 
 

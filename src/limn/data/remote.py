@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from limn.errors import ConfigError, DataError, LimnError, StorageError
-from limn.files import replacing
+from limn.files import printable, replacing
 
 MAX_FILE_BYTES = 16 * 2**30
 BLOCK_BYTES = 8 * 2**20
@@ -64,7 +64,7 @@ def cache_folder() -> Path:
 
 def name_of(path: Path | str) -> str:
     """The last part of a path or address."""
-    return path.name if isinstance(path, Path) else path.rstrip("/").rpartition("/")[2]
+    return printable(path.name) if isinstance(path, Path) else path.rstrip("/").rpartition("/")[2]
 
 
 def is_address(path: str) -> bool:

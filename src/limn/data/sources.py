@@ -40,7 +40,7 @@ from limn.data.pairs import (
 from limn.data.remote import is_address, listing, name_of
 from limn.data.tables import is_table_folder, read_tables
 from limn.errors import DataError
-from limn.files import is_file_in
+from limn.files import is_file_in, printable
 from limn.run import write_json
 
 LISTS = (".csv", ".tsv", ".jsonl")
@@ -193,7 +193,7 @@ def _read_folder(folder: Path, skipped: Counter[str], noted: Counter[str]) -> It
         text = next((text for text in texts if is_file_in(folder, text)), None)
         captions = cleaned([_read_text(text, noted)], noted) if text else []
         yield Pair(
-            key=path.relative_to(folder).as_posix(),
+            key=printable(path.relative_to(folder).as_posix()),
             path=path,
             offset=0,
             size=path.stat().st_size,
@@ -215,7 +215,7 @@ def _read_text(path: Path, noted: Counter[str]) -> bytes:
 
 def _read_shards(path: Path | str, shards: Sequence[Path | str], *, needs_caption: bool) -> Source:
     """Shards by their indexes. One that is no tar is counted; where no other is left, it is an error."""
-    missing = next((shard for shard in shards if isinstance(shard, Path) and not shard.is_file()), None)
+    missing = next((shard for shard in shards if isinstance(shard, Path) and not shard.exists()), None)
     if missing is not None or not shards:
         raise DataError(
             f"The shards {path}",

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limn.data.index import MAX_TEXT_BYTES, NUMBERS, Index, _arrays, _text, ensure_all, load
+from limn.data.index import MAX_TEXT_BYTES, NUMBERS, Index, arrays_of, ensure_all, load, text_at
 from limn.data.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, pictures_of, read_list
 from limn.data.pairs import EMPTY, MAX_PICTURE_BYTES, TOO_LARGE, Pair, Prefixed, Source, cleaned, listed
 from limn.errors import DataError, LimnError, MissingExtra
@@ -354,7 +354,7 @@ def build(path: Path) -> Index:
             before += count
     if not all(table["keys"]) or len(set(table["keys"])) < len(table["keys"]):
         table["keys"] = [f"{path.stem}/{row:06d}" for row in rows]
-    arrays = _arrays(table) | {
+    arrays = arrays_of(table) | {
         "groups": np.array(groups, dtype=np.int64),
         "paths": np.frombuffer(b"".join(paths), dtype=np.uint8),
         "path_ends": np.cumsum([len(beside) for beside in paths], dtype=np.int64),
@@ -435,9 +435,9 @@ class Rows:
 
     def pair(self, index: int) -> Pair:
         """The pair at `index`."""
-        found = load(self.path, self.sha256)
+        found = load(self.path, self.sha256, build)
         sample = int(found.captioned[self.first + index]) if self.needs_caption else self.first + index
-        beside = _text(found.arrays["paths"], found.arrays["path_ends"], sample)
+        beside = text_at(found.arrays["paths"], found.arrays["path_ends"], sample)
         pair = found.pair(sample, self.path)
         path, offset = (self.path.parent / beside, 0) if beside else (self.path, pair.offset)
         told = {name: value for name, value in vars(pair).items() if name not in ("path", "offset")}
@@ -478,7 +478,7 @@ def _read_inside(path: Path, files: Sequence[Path], *, needs_caption: bool) -> S
 
 
 def _parts(path: Path, sha256: str, *, needs_caption: bool) -> Iterator[Rows]:
-    index = load(path, sha256)
+    index = load(path, sha256, build)
     groups = index.arrays["groups"][index.captioned] if needs_caption else index.arrays["groups"]
     first = 0
     for end in [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]:

@@ -26,17 +26,20 @@ class Task:
         self.error: BaseException | None = None
         self.is_over = False
         """It has a result or an error, or nobody waits for it any more."""
+        self._lock = threading.Lock()
         self.at("waiting", "")
 
-    def at(self, stage: str, what: str) -> None:
+    def at(self, stage: str, what: object) -> None:
         """It is in `stage` with `what` now."""
         self.stage, self.what, self.since = stage, what, time.monotonic()
 
     def end(self, result: Any, error: BaseException | None = None) -> None:
-        """This came of it."""
-        if not self.is_over:
+        """This came of it; what comes later does not count."""
+        with self._lock:
+            if self.is_over:
+                return
             self.result, self.error, self.is_over = result, error, True
-            self._done()
+        self._done()
 
 
 class Workers:
@@ -49,6 +52,8 @@ class Workers:
         self._doing: dict[str, Task] = {}
         self._torch_threads = torch.get_num_threads()
         self.closed = False
+        self.last_end = time.monotonic()
+        """When a task ended last."""
         for _ in range(number):
             self._start()
 
@@ -81,6 +86,7 @@ class Workers:
             for task in tasks:
                 if not task.is_over and task.stage != "waiting" and (instead := late(task)) is not None:
                     task.end(instead)
+                    self.last_end = time.monotonic()
                     self._start()
         for task in tasks:
             if task.error is not None:
@@ -125,3 +131,4 @@ class Workers:
             if task.is_over:  # another thread has taken this one's place
                 return
             task.end(result, error)
+            self.last_end = time.monotonic()
