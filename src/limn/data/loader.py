@@ -109,6 +109,7 @@ class Loader:
         self._cache: dict[int, tuple[np.ndarray, int] | str] = {}
         self._cache_bytes_left = cache_mb * 2**20
         self._lock = threading.Lock()
+        self._open: tuple[Workers, ...] = ()
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of `step`, counted from 0, made by this thread alone."""
@@ -118,8 +119,7 @@ class Loader:
         """The batches of the steps first, ..., last - 1, made ahead by threads while the model trains."""
         ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
         ahead = min(AHEAD, max(1, ahead))
-        workers = Workers(self.workers, "worker")
-        makers = Workers(ahead, "batch maker")
+        workers, makers = self._open = Workers(self.workers, "worker"), Workers(ahead, "batch maker")
         waiting: deque[tuple[Task, threading.Event]] = deque()
         steps = iter(range(first, last))
         try:
@@ -145,6 +145,11 @@ class Loader:
         finally:
             workers.close()
             makers.close()
+
+    def close(self) -> None:
+        """End the threads that make batches, should `batches` not have come to its end."""
+        for threads in self._open:
+            threads.close()
 
     def _make(self, step: int, fill_all: Callable[[list[Callable[[Task], Filled | str]]], list[Filled | str]]) -> Batch:
         number = self.batch_size // self.ranks

@@ -162,12 +162,13 @@ def quality(order: Order) -> dict[str, float | int]:
 
     position_correlation: of a pair's place in the epoch with its place on disk. With parts in random order it lies
     within `by_chance` (two standard deviations: two by the root of the number of parts, or of pairs where all are one
-    window) of zero 95 times of 100. window_pairs: how many are shuffled together.
+    window) of zero 95 times of 100. pairs: of an epoch; window_pairs: shuffled together.
     """
     number = min(order.pairs, 8192)
     positions = np.linspace(0, order.pairs - 1, number).astype(np.int64)
     _, indices = order.at(positions)
     return {
+        "pairs": order.pairs,
         "window_pairs": order.stocks[0].pairs // order.stocks[0].windows,
         "position_correlation": float(np.corrcoef(positions, indices)[0, 1]) if number > 2 else 0.0,
         "by_chance": 2

@@ -30,7 +30,7 @@ class CutShort(Exception):
 def members(file: IO[bytes], noted: Counter[str]) -> Iterator[Member]:
     """The plain files of a tar (USTAR, GNU or PAX), in their order; links, devices, sparse members are counted.
 
-    tarfile would do, but it can be led in circles and into reading gigabytes by a header, and takes five times as long.
+    tarfile would do, but a header can lead it in circles or into reading gigabytes, and it takes three times as long.
     Raises `CutShort` where the rest cannot be read.
     """
     descriptor, length = file.fileno(), os.fstat(file.fileno()).st_size

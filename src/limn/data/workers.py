@@ -100,6 +100,8 @@ class Workers:
 
     def close(self) -> None:
         """End the threads, once they have done what they are at; one that stands still is not waited for."""
+        if self.closed:
+            return
         self.closed = True
         for _ in self._threads:
             self._tasks.put(None)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -89,10 +89,8 @@ def train(config: RunConfig, *, resume: bool = False, other_data: bool = False) 
 def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool, other_data: bool) -> None:
     """`train` on this rank."""
     # --- data ---------------------------------------------------------------------------------------------------------
-    source = training_pairs(config)
-    check_dropped(source.skipped, source.skipped.total() + len(source), config)
-    order = order_of(source, config.seed)
-    plan = resolve(config, pairs=order.pairs)
+    source, facts = pairs_of(config, world)
+    plan = resolve(config, pairs=facts["order"]["pairs"])
     share = check_share(config.train.batch_size, world)
     shape = architecture(config.model)
     dtype, reason = choose_precision(config, world.device)
@@ -101,14 +99,6 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     started = resume and bool(checkpoints(run.checkpoints))
     base = None if config.init is None or started else starting_model(config)
     tokenizer = run_tokenizer(config, run, source, base, world, resume=resume)
-    world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
-    for reason, count in source.noted.most_common():
-        world.say(f"Noted {count:,} times: {reason}.")
-    shuffled = quality(order)
-    world.say(
-        f"Order: windows of about {shuffled['window_pairs']:,} pairs; correlation of a pair's place in the epoch with "
-        f"its place on disk {shuffled['position_correlation']:+.4f}, by chance up to {shuffled['by_chance']:.4f}."
-    )
 
     # --- model --------------------------------------------------------------------------------------------------------
     if world.device.type == "cpu":
@@ -131,18 +121,10 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     )
 
     # --- the run directory --------------------------------------------------------------------------------------------
-    data = {
-        "path": str(source.path),
-        "fingerprint": source.fingerprint,
-        "pairs": len(source),
-        "skipped": source.skipped,
-        "noted": source.noted,
-        "order": shuffled,
-    }
     if world.rank == 0:
         write_json(run.config, to_json(config))
         run.describe_environment()
-        write_json(run.data, data)
+        write_json(run.data, facts)
         write_manifest(run.manifest, source)
     world.barrier()
 
@@ -171,7 +153,7 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     def batches() -> Iterator[Batch]:
         return loader.batches(at.step + at.left_out, plan.steps + at.left_out)
 
-    with metrics_log(run, at.step, world) as log, stop_at_signals() as asked_to_stop:
+    with metrics_log(run, at.step, world) as log, closing(loader), stop_at_signals() as asked_to_stop:
         if config.train.non_finite == "rewind" and saved is None:
             save()  # something to go back to
         first, seconds, saved_at, coming = at.step, log.seconds, time.monotonic(), batches()
@@ -215,10 +197,10 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     check_policy(trouble, troubles, config)
                     world.say(f"Step {trouble.step} was not finite: {trouble.where}. Its update was left out.")
                 if trouble and config.train.non_finite == "rewind":
-                    there = continue_from(run, state, world, data=source.fingerprint)
+                    there = continue_from(run, state, world, data=expected)
                     dropped.clear()
                     assert there is not None  # one was saved before the first step
-                    at = replace(there, left_out=trouble.step + at.left_out + 1 - there.step)
+                    at = replace(there, data=at.data, left_out=trouble.step + at.left_out + 1 - there.step)
                     guard.forget()
                     world.say(f"Back at step {at.step}; {at.left_out} batches in all are left out.")
                     log.drop_after(at.step)
@@ -231,7 +213,7 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     at = replace(at, dropped=dict(sum(world.collect(dropped), Counter(at.dropped))))
                     dropped.clear()
                     seen = (at.step + at.left_out) * config.train.batch_size
-                    check_dropped(at.dropped, max(seen, min(1000, order.pairs)), config)  # bad luck at first is no end
+                    check_dropped(at.dropped, max(seen, min(1000, len(source))), config)  # bad luck at first is no end
                 pairs_per_second = max(0, at.step - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
                 if world.device.type == "cpu" or logging:  # reading waits for a GPU
                     numbers = {name: float(value) for name, value in metrics.items()}
@@ -256,10 +238,9 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     world.at(at.step, "saving")
     unreadable = {key: why for each in world.collect(loader.unreadable) for key, why in each.items()}
     cut = sum(world.collect(tokenizer.cut))
-    if unreadable:
-        world.say(
-            f"Left out of training: {describe_unreadable(unreadable)}; {sum(at.dropped.values()):,} times in all."
-        )
+    if at.dropped:
+        times = f"{sum(at.dropped.values()):,} times in all"
+        world.say(f"Left out of training: {describe_unreadable(unreadable)}; {times}.")
     if cut:
         world.say(f"Captions longer than the context, cut to {tokenizer.context_length} tokens: {cut:,} times.")
     card = {
@@ -270,11 +251,33 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     weights = gathered(model.state_dict(), world)
     averaged = {} if average is None else gathered(average.weights, world)
     if world.rank == 0:
-        write_json(run.data, {**data, "dropped": at.dropped, "unreadable": unreadable, "captions_cut": cut})
+        write_json(run.data, {**facts, "dropped": at.dropped, "unreadable": unreadable, "captions_cut": cut})
         if averaged:
             model_ema = filled(model.architecture, {**weights, **averaged}, tokenizer, where=f"the run {run.path}")
             model_ema.save(run.model_ema, **card, averaged=f"exponentially, decay {config.optim.ema_decay}")
         filled(model.architecture, weights, tokenizer, where=f"the run {run.path}").save(run.model, **card)
+
+
+def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
+    """The pairs to train on, and what data.json says about them. Raises `DataError` if too many cannot be used."""
+    source = training_pairs(config)
+    check_dropped(source.skipped, source.skipped.total() + len(source), config)
+    order = quality(order_of(source, config.seed))
+    world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
+    for reason, count in source.noted.most_common():
+        world.say(f"Noted {count:,} times: {reason}.")
+    world.say(
+        f"Order: windows of about {order['window_pairs']:,} pairs; correlation of a pair's place in the epoch with its "
+        f"place on disk {order['position_correlation']:+.4f}, by chance up to {order['by_chance']:.4f}."
+    )
+    return source, {
+        "path": str(source.path),
+        "fingerprint": source.fingerprint,
+        "pairs": len(source),
+        "skipped": source.skipped,
+        "noted": source.noted,
+        "order": order,
+    }
 
 
 def settled(config: RunConfig) -> RunConfig:
