@@ -6,6 +6,7 @@ standard deviations, and what the paired differences between the two are worth (
 beyond 4.3 is significant at 5 %). Needs npm (or data/demo), about half an hour on two cores.
 
     python benchmarks/demo_seeds.py > benchmarks/results/demo_seeds.json
+    python benchmarks/demo_seeds.py --float32 > benchmarks/results/demo.json     a quarter of an hour: the demo as it is
     python benchmarks/demo_seeds.py --draw docs/half_precision.svg     draws those results again, trains nothing
 """
 
@@ -105,16 +106,19 @@ def draw(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--draw", type=Path, metavar="FILE")
-    drawing = parser.parse_args().draw
-    if drawing is not None:
-        drawing.write_text(draw(json.loads(RESULTS.read_text())))
+    parser.add_argument("--float32", action="store_true", help="the first of the two alone")
+    asked = parser.parse_args()
+    if asked.draw is not None:
+        asked.draw.write_text(draw(json.loads(RESULTS.read_text())))
         return
     write_demo(default_folder("emoji"), source="emoji")
     with tempfile.TemporaryDirectory() as folder:
-        arms = {arm: summary(arm, Path(folder)) for arm in ARMS}
-    one, other = arms.values()
-    differences = {metric: paired(one, other, metric) for metric in METRICS}
-    print(json.dumps({"cores": os.cpu_count(), "arms": arms, "differences": differences}, indent=2))
+        arms = {arm: summary(arm, Path(folder)) for arm in list(ARMS)[: 1 if asked.float32 else 2]}
+    results: dict[str, Any] = {"cores": os.cpu_count(), "arms": arms}
+    if len(arms) == 2:
+        one, other = arms.values()
+        results["differences"] = {metric: paired(one, other, metric) for metric in METRICS}
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import argparse
 import hashlib
 import io
 import json
+import os
+import platform
 import random
 import signal
 import subprocess
@@ -159,6 +161,8 @@ def main() -> None:
         print(
             json.dumps(
                 {
+                    "cores": os.cpu_count(),
+                    "machine": platform.machine(),
                     "pairs": PAIRS,
                     "unreadable": len(UNREADABLE),
                     "steps": PAIRS * EPOCHS // BATCH,

@@ -387,17 +387,20 @@ def train_verb(args: list[str]) -> None:
     say(f"The model is in {train(config) / 'model'}. Next: limn eval {config.out}")
 
 
-def resume_run(resume: Path, other_data: bool = False) -> None:
+def resume_run(resume: Path, other_data: bool = False, max_dropped: float | None = None) -> None:
     """Continue a run that was stopped.
 
     Args:
         resume: its run directory.
         other_data: go on although the training data is not what it was; without this such a run is refused.
+        max_dropped: from now on, the share of pairs that may be unusable.
     """
     from limn.run import RunDirectory
     from limn.training.loop import train
 
     config = dataclasses.replace(RunDirectory(resume).read_config(), out=resume)
+    if max_dropped is not None:
+        config = dataclasses.replace(config, max_dropped=max_dropped)
     say(f"The model is in {train(config, resume=True, other_data=other_data) / 'model'}. Next: limn eval {resume}")
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from limn.config import ImageConfig
-from limn.data.decode import Unreadable, decode, opened, random_crop, rgb_fast, shorter_side_fast
+from limn.data.decode import Unreadable, decode, drafted, opened, random_crop, rgb_fast, shorter_side_fast
 from limn.data.loader import Loader, order_of
 from limn.data.pairs import Source
 from limn.data.tokenizer import Tokenizer
@@ -44,12 +45,12 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
     try:
         stages, contents = [_timed("read", pairs, lambda pair: pair.read())], [pair.read() for pair in pairs]
         readable = [content for content in contents if _is_readable(content, image_size)]
-        pictures = [rgb_fast(opened(content), content, image_size) for content in readable[:batch_size]]
+        pictures = [decoded(content, image_size) for content in readable[:batch_size]]
         resized = [shorter_side_fast(picture, image_size) for picture in pictures]
         draws = (0.5, 0.5, 0.5)
         captions = [pair.captions[0] for pair in pairs]
         stages += [
-            _timed("decode", readable, lambda content: rgb_fast(opened(content), content, image_size)),
+            _timed("decode", readable, lambda content: decoded(content, image_size)),
             _timed("resize", pictures, lambda picture: shorter_side_fast(picture, image_size)),
             _timed("crop", resized, lambda picture: random_crop(picture, image_size, min_area=1.0, draws=draws)),
             _timed("tokenise", captions, lambda caption: tokenizer([caption])),
@@ -70,6 +71,12 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
     made = sum(len(b.keys) for b in track(loader.batches(0, batches), title="Loading", total=batches))
     spent = _stage(f"loader, {loader.workers} workers", made, time.process_time() - cpu, time.perf_counter() - start)
     return [*stages, spent]
+
+
+def decoded(content: bytes, resize: int) -> np.ndarray:
+    """A picture as it is before it is resized."""
+    picture = opened(content)
+    return rgb_fast(picture, content, is_draft=drafted(picture, resize))
 
 
 def _timed(stage: str, items: list[Any], work: Callable[[Any], Any]) -> Stage:

@@ -10,7 +10,6 @@ A finding is an error where training would stop, a warning where pairs are lost 
 otherwise. Of each pair and each caption only a few numbers stay in memory, about a hundred bytes a pair.
 """
 
-import os
 import time
 from array import array
 from bisect import bisect_right
@@ -30,7 +29,7 @@ from limn.config import RunConfig
 from limn.config import check as require
 from limn.data.decode import Unreadable, decode, opened
 from limn.data.index import Shard, ensure
-from limn.data.loader import DEADLINE_SECONDS, LATE, PATIENCE_SECONDS, UNREAD, hash_of, order_of, read_again
+from limn.data.loader import DEADLINE_SECONDS, LATE, PATIENCE_SECONDS, UNREAD, cores, hash_of, order_of, read_again
 from limn.data.order import permuted, quality
 from limn.data.pairs import EMPTY, TOO_LARGE, Pair, Part, Prefixed, Source
 from limn.data.sources import read_pairs, read_pictures
@@ -180,7 +179,7 @@ def check(
     least = {"--ranks": (ranks, 1), "--workers": (workers, 1), "--batch-size": (batch_size, 2), "--sample": (sample, 1)}
     for name, (given, at_least) in least.items():
         require(given is None or given >= at_least, name, f"be at least {at_least}", given, "Give a larger number.")
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     findings: list[Finding] = []
     source = _opened(path, findings)
     indices = _spread(len(source), sample, "check")

@@ -9,6 +9,7 @@ preprocessing does.
 import io
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -32,6 +33,7 @@ NO_PICTURE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
     f"longer than {MAX_ASPECT} to 1",
 )
 """Why a picture cannot be used."""
+JPEGS = ("JPEG", "MPO")
 ORIENTATION = 0x0112
 _one_large = threading.Lock()
 
@@ -53,19 +55,29 @@ class Unreadable(DataError):
         self.reason = reason
 
 
-def decode(content: bytes, resize: int, *, name: str = "picture", fast: bool = False) -> np.ndarray:
+def decode(
+    content: bytes,
+    resize: int,
+    *,
+    name: str = "picture",
+    fast: bool = False,
+    begun: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """The picture in `content` as uint8[height width 3], its shorter side `resize` pixels long (bicubic).
 
     `fast`: several times faster, at most 1 of 255 apart (two on white noise); JPEGs of four times that size or more are
-    decoded at a fraction of it, where values differ more. Raises `Unreadable`.
+    decoded at a fraction of it, where values differ more. `begun` is called when it has its turn: large pictures wait
+    for each other. Raises `Unreadable`.
     """
     try:
         picture = opened(content, name)
+        is_draft = fast and drafted(picture, resize)
         with _one_large if picture.width * picture.height > LARGE_PIXELS else nullcontext():
+            begun()
             if not fast:
                 return np.asarray(shorter_side(to_rgb(picture), resize))
-            return shorter_side_fast(rgb_fast(picture, content, resize), resize)
-    except DataError:
+            return shorter_side_fast(rgb_fast(picture, content, is_draft=is_draft), resize)
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
         raise Unreadable(name, DAMAGED, str(error) or type(error).__name__) from error
@@ -92,16 +104,22 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
     return picture
 
 
-def rgb_fast(picture: Image.Image, content: bytes, resize: int) -> np.ndarray:
-    """The opened picture as `to_rgb` makes it, as uint8[height width 3]; of JPEGs of four times `resize` a draft."""
-    if picture.format in ("JPEG", "MPO"):
-        if min(picture.size) >= 4 * resize:
-            picture.draft("RGB", (2 * resize, 2 * resize))
-        elif picture.mode in ("RGB", "L") and picture.getexif().get(ORIENTATION, 1) == 1:
-            try:
-                return simplejpeg.decode_jpeg(content, "RGB")  # the same values, without a copy
-            except ValueError:
-                pass  # damaged, or odd in a way that Pillow knows
+def drafted(picture: Image.Image, resize: int) -> bool:
+    """Have a JPEG of four times `resize` or more decoded at a fraction of its size; whether it is one."""
+    if picture.format not in JPEGS or min(picture.size) < 4 * resize:
+        return False
+    picture.draft("RGB", (2 * resize, 2 * resize))
+    return True
+
+
+def rgb_fast(picture: Image.Image, content: bytes, *, is_draft: bool) -> np.ndarray:
+    """The opened picture as `to_rgb` makes it, as uint8[height width 3]."""
+    is_plain = picture.format in JPEGS and picture.mode in ("RGB", "L") and not is_draft
+    if is_plain and picture.getexif().get(ORIENTATION, 1) == 1:
+        try:
+            return simplejpeg.decode_jpeg(content, "RGB")  # the same values, without a copy
+        except ValueError:
+            pass  # damaged, or odd in a way that Pillow knows
     return np.array(to_rgb(picture))
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
@@ -30,6 +30,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from limn.data.kept import Kept
 from limn.data.pairs import EMPTY, MAX_CAPTIONS, MAX_PICTURE_BYTES, PICTURES, TOO_LARGE, Pair, cleaned
 from limn.data.remote import cache_folder, content_of, expect, local, name_of, size_of
 from limn.data.tar import CutShort, Member, members
@@ -40,6 +41,7 @@ from limn.progress import track
 FORMAT = "limn index 1"
 MAX_TEXT_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
+_indexes = Kept(2**28)
 
 
 # --- an index --------------------------------------------------------------------------------------------------------
@@ -61,6 +63,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.arrays["labels"])
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(array.nbytes for array in self.arrays.values())
 
     @cached_property
     def captioned(self) -> np.ndarray:
@@ -294,12 +301,16 @@ def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index] = bui
         return list(track(threads.map(one, paths), title="Indexing shards", total=len(paths)))
 
 
-@lru_cache(maxsize=64)
 def load(path: Path | str, sha256: str, build: Callable[[Path], Index] = build) -> Index:
-    """The index of a shard, which `ensure` has seen; the last 64 stay in memory. A damaged one is built anew."""
+    """The index of a shard, which `ensure` has seen; the last ones stay in memory. A damaged one is built anew."""
+    return _indexes.get((path, sha256), lambda: _load_of(path, sha256, build))
+
+
+def _load_of(path: Path | str, sha256: str, build: Callable[[Path], Index]) -> Index:
+    is_table = not str(path).endswith(".tar")
     for file in _files(path):
         index = _load(file)
-        if index is not None and index.sha256 == sha256:
+        if index is not None and index.sha256 == sha256 and is_table == ("groups" in index.arrays):
             return index
     if isinstance(path, Path):
         index = build(path)
@@ -404,8 +415,15 @@ def _is_sound(index: Index) -> bool:
         and _are_texts(arrays["captions"], arrays["caption_ends"])
         and _rises(arrays["first_captions"], len(chances))
         and bool(((offsets >= 0) & (sizes > 0) & (sizes <= MAX_PICTURE_BYTES)).all())
-        and ("groups" in arrays or bool((offsets <= index.size - sizes).all()))  # tables: row numbers (data/tables.py)
+        and (_is_sound_table(arrays) if "groups" in arrays else bool((offsets <= index.size - sizes).all()))
     )
+
+
+def _is_sound_table(arrays: dict[str, np.ndarray]) -> bool:
+    """The same for what data/tables.py adds. Its offsets are rows; reading one that is not there is an error there."""
+    groups, ends = arrays["groups"], arrays["path_ends"]
+    fine = all(array.dtype == np.int64 and array.shape == arrays["labels"].shape for array in (groups, ends))
+    return fine and bool((groups >= 0).all()) and _are_texts(arrays["paths"], ends)
 
 
 def _are_texts(content: np.ndarray, ends: np.ndarray) -> bool:

@@ -29,6 +29,7 @@ from limn.config import ImageConfig
 from limn.data.decode import Unreadable, centre_crop, decode, random_crop
 from limn.data.order import Order, uniform
 from limn.data.pairs import Pair, Source
+from limn.data.remote import last_fetched
 from limn.data.tokenizer import Tokenizer
 from limn.data.workers import Task, Workers
 from limn.errors import DataError
@@ -39,7 +40,7 @@ DEADLINE_SECONDS = 20.0
 """A picture that takes longer to decode is left out. The caps on pixels and scans come first, so that this is for what
 nobody has thought of: it depends on the machine, they do not."""
 PATIENCE_SECONDS = 60.0
-"""Without a batch for so long, training ends with a message that says where it hangs."""
+"""Without a batch, a picture of it or a block from a network for so long, training ends and says where it hangs."""
 READ_AGAIN = (0.1, 1.0)
 """Seconds after which a read that failed is tried again."""
 TOLD = 1000
@@ -66,16 +67,6 @@ class Filled(NamedTuple):
     key: str
     caption: str
     picture_hash: int
-
-
-class Picture(NamedTuple):
-    """What a worker is at."""
-
-    number: int
-    pair: Pair
-
-    def __str__(self) -> str:
-        return f"{self.pair.key} of {self.pair.path}"
 
 
 class Loader:
@@ -131,7 +122,7 @@ class Loader:
                 task, made = waiting.popleft()
                 since = time.monotonic()
                 while not made.wait(min(1.0, self.patience_seconds)):
-                    if time.monotonic() - max(since, workers.last_end) < self.patience_seconds:
+                    if time.monotonic() - max(since, workers.last_end, last_fetched()) < self.patience_seconds:
                         continue
                     raise DataError(
                         f"The loader, at step {step} of {self.source.path},",
@@ -162,6 +153,9 @@ class Loader:
             return lambda task: self._fill(pixels[row], index, draws[row], task)
 
         rows = fill_all([filling(row, index) for row, index in enumerate(indices.tolist())])
+        for index, row in zip(indices.tolist(), rows, strict=True):
+            if row == LATE:  # it would be so again
+                self._cache[index] = self._note(self.source[index], LATE, LATE)
         filled = [row for row in rows if isinstance(row, Filled)]
         if len(filled) < (least := 2 if self.ranks == 1 else 1):
             raise DataError(
@@ -183,6 +177,7 @@ class Loader:
 
     def _fill(self, into: np.ndarray, index: int, draws: list[float], task: Task) -> Filled | str:
         """Crop the picture at `index` to `into`: its key, caption and hash, or why it cannot be used."""
+        task.at("looking up", f"pair {index:,} of {self.source.path}")
         pair = self.source[index]
         decoded = self._cache.get(index) or self._decoded(index, pair, task)
         if isinstance(decoded, str):
@@ -199,32 +194,39 @@ class Loader:
         """A picture and its hash, or why it cannot be used."""
         try:
             content = read_again(pair, task)
-            task.at("decoding", Picture(index, pair))
-            pixels = decode(content, self.images.resize, name=f"The picture {pair.key}", fast=True)
+            task.at("waiting for its turn to decode", place_of(pair))
+            pixels = decode(
+                content,
+                self.images.resize,
+                name=f"The picture {pair.key}",
+                fast=True,
+                begun=lambda: task.at("decoding", place_of(pair)),
+            )
             decoded, size = (pixels, hash_of(content)), pixels.nbytes
         except Unreadable as error:
             decoded, size = self._note(pair, error.reason, error.got), 0
         except OSError as error:
             return self._note(pair, UNREAD, error.strerror or error)  # another time it may be there
         with self._lock:
-            if size <= self._cache_bytes_left:
+            if size <= self._cache_bytes_left and not task.is_over:
                 self._cache[index] = decoded
                 self._cache_bytes_left -= size
         return decoded
 
     def _late(self, task: Task) -> str | None:
-        """Why a pair is left out that takes too long to decode, now and from now on; None while it does not."""
-        what = task.what
-        if task.stage != "decoding" or time.monotonic() - task.since <= DEADLINE_SECONDS:
-            return None
-        assert isinstance(what, Picture)
-        self._cache[what.number] = LATE
-        return self._note(what.pair, LATE, LATE)
+        """Why a pair is left out that takes too long to decode; None while it does not."""
+        is_late = task.stage == "decoding" and time.monotonic() - task.since > DEADLINE_SECONDS
+        return LATE if is_late else None
 
     def _note(self, pair: Pair, reason: str, got: object) -> str:
         if len(self.unreadable) < TOLD:
             self.unreadable[pair.key] = str(got)
         return reason
+
+
+def place_of(pair: Pair) -> str:
+    """Where a picture is, for people."""
+    return f"{pair.key} of {pair.path}"
 
 
 def cores() -> int:
@@ -243,7 +245,7 @@ def order_of(source: Source, seed: int) -> Order:
 
 def read_again(pair: Pair, task: Task) -> bytes:
     """The bytes of a picture; a read that fails is tried again, for networks."""
-    task.at("reading", Picture(-1, pair))
+    task.at("reading", place_of(pair))
     for seconds in READ_AGAIN:
         try:
             return pair.read()

@@ -99,7 +99,10 @@ class Order:
             Stock(counts, seed if number == 0 else seed_for(f"source {number}", seed))
             for number, counts in enumerate(stocks)
         ]
-        sizes = [max(1, round(weight * stock.pairs)) for weight, stock in zip(weights, self.stocks, strict=True)]
+        sizes = [
+            max(min(1, stock.pairs), round(weight * stock.pairs))
+            for weight, stock in zip(weights, self.stocks, strict=True)
+        ]
         self.shares = np.array(sizes, dtype=np.int64)
         """Positions of each source in an epoch."""
         self.pairs = int(self.shares.sum())
@@ -165,14 +168,14 @@ def quality(order: Order) -> dict[str, float | int]:
     window) of zero 95 times of 100. pairs: of an epoch; window_pairs: shuffled together.
     """
     number = min(order.pairs, 8192)
+    in_parts = [len(stock.starts) - 1 for stock in order.stocks if stock.windows > 1]
     positions = np.linspace(0, order.pairs - 1, number).astype(np.int64)
     _, indices = order.at(positions)
     return {
         "pairs": order.pairs,
         "window_pairs": order.stocks[0].pairs // order.stocks[0].windows,
         "position_correlation": float(np.corrcoef(positions, indices)[0, 1]) if number > 2 else 0.0,
-        "by_chance": 2
-        / min(number, *(len(stock.starts) - 1 for stock in order.stocks if stock.windows > 1), number) ** 0.5,
+        "by_chance": min(1.0, 2 / max(1, min([number, *in_parts])) ** 0.5),
     }
 
 

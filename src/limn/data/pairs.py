@@ -226,7 +226,13 @@ class Source:
             number = int.from_bytes(hashlib.sha256(pair.key.encode("utf-8", "surrogateescape")).digest()[:7], "big")
             return float(uniform(0, "holdout", 0, number)) < share
 
-        return self.where(lambda pair: not is_kept_back(pair)), self.where(is_kept_back)
+        kept_back = self.where(is_kept_back)
+        others = [
+            Chosen(part, np.delete(np.arange(len(part)), chosen.indices))
+            for part, chosen in zip(self.parts, kept_back.parts, strict=True)
+            if isinstance(chosen, Chosen)
+        ]
+        return replace(self, parts=tuple(others)), kept_back
 
 
 def listed(
@@ -245,7 +251,7 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
     """Several sources as one. A weight says how often an epoch sees each pair of its source: 2 twice, 0.5 every other
     epoch. Raises `DataError` for weights that do not fit."""
     weights = weights or [1.0] * len(sources)
-    if len(weights) != len(sources) or min(weights) <= 0:
+    if len(weights) != len(sources) or not all(0 < weight < float("inf") for weight in weights):
         raise DataError(
             f"The weights of {path}",
             must=f"be {len(sources)} positive numbers, one for each source",

@@ -53,6 +53,7 @@ PACKAGES = {
 """What fsspec needs for a protocol, as pip names it."""
 T = TypeVar("T")
 _expected: dict[str, str] = {}
+_last_fetched = [0.0]
 
 
 def cache_folder() -> Path:
@@ -116,6 +117,11 @@ def content_of(address: str, most: int) -> bytes | None:
     except Exception:  # each file system has errors of its own for what is not there
         return None
     return content if len(content) <= most else None
+
+
+def last_fetched() -> float:
+    """When something came from elsewhere last, by time.monotonic()."""
+    return _last_fetched[0]
 
 
 def size_of(address: str) -> int | None:
@@ -260,6 +266,7 @@ def _blocks(source: Any) -> Iterator[bytes]:
             raise Unfetched(_described(error)) from error
         if not block:
             return
+        _last_fetched[0] = time.monotonic()
         yield block
 
 

@@ -92,7 +92,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, origin: dict[str, A
 
     `origin` goes into manifest.json: sources, versions, licences. One shard is in memory at a time.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+    if folder.exists() and any(folder.iterdir()) and not _is_limns(folder):
         raise DataError(
             f"The folder {folder}",
             must="be new, empty, or one of shards that limn wrote",
@@ -128,6 +128,15 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, origin: dict[str, A
         folder.replace(old)
     building.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_limns(folder: Path) -> bool:
+    """Whether `write_shards` wrote a folder; a run's manifest.json is of another kind."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except ConfigError:  # none, or a damaged one
+        return False
+    return isinstance(manifest, dict) and {"shards", "origin"} <= set(manifest)
 
 
 def write_classes(folder: Path, class_names: Sequence[str], templates: Sequence[str]) -> None:

@@ -65,12 +65,16 @@ def read_pictures(path: str | Path) -> Source:
 
 def absolute(path: str) -> str:
     """`path` so that it means the same from any folder."""
-    return "::".join(one if is_address(one) else str(Path(one).absolute()) for one in path.split("::"))
+    several = path.split("::")
+    return "::".join(
+        one if is_address(one) or one.startswith("pipe:") else str(Path(one).absolute()) for one in several
+    )
 
 
 def write_manifest(file: Path, source: Source) -> None:
-    """Write what a source is made of: each part's name, sha256 and number of pairs, and the fingerprint of all."""
-    parts = [{"name": part.name, "sha256": part.digest(), "pairs": len(part)} for part in source.parts]
+    """Write what a source is made of: each part's name, digest (of a whole shard its sha256) and number of pairs, and
+    the fingerprint of all."""
+    parts = [{"name": part.name, "digest": part.digest(), "pairs": len(part)} for part in source.parts]
     write_json(file, {"format": 1, "fingerprint": source.fingerprint, "pairs": len(source), "parts": parts})
 
 
@@ -243,6 +247,8 @@ def _read_shards(path: Path | str, shards: Sequence[Path | str], *, needs_captio
         raise faults[0]
     ranges.sort()
     if any(later[0] <= earlier[1] for earlier, later in pairwise(ranges)):
-        # keys that come in several shards, or may: made different by the shard's name
-        parts = [Prefixed(part, f"{part.name.removesuffix('.tar')}/") for part in parts]
+        # keys that come in several shards, or may: made different by the shard's name, or its number
+        names = [part.name.removesuffix(".tar") for part in parts]
+        names = names if len(set(names)) == len(names) else [str(number) for number in range(len(parts))]
+        parts = [Prefixed(part, f"{name}/") for part, name in zip(parts, names, strict=True)]
     return Source(path, tuple(parts), +skipped, +noted)

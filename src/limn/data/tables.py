@@ -19,8 +19,7 @@ Nothing in a table is run: no pickles, no loading scripts, and the types that da
 import hashlib
 import json
 import re
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limn.data.index import MAX_TEXT_BYTES, NUMBERS, Index, arrays_of, ensure_all, load, text_at
+from limn.data.kept import Kept
 from limn.data.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, pictures_of, read_list
 from limn.data.pairs import EMPTY, MAX_PICTURE_BYTES, TOO_LARGE, Pair, Prefixed, Source, cleaned, listed
 from limn.errors import DataError, LimnError, MissingExtra
@@ -401,7 +401,7 @@ class Row(Pair):
         try:
             content = _pictures(self.table, self.sha256, self.group)[self.offset].as_py()
             content = content["bytes"] if isinstance(content, dict) else content
-        except (ValueError, LookupError) as error:  # it is not the file that it was
+        except (DataError, ValueError, LookupError) as error:  # it is not the file that it was, or cannot be read
             raise OSError(f"row {self.offset} of row group {self.group}: {error}") from error
         if not isinstance(content, bytes):
             raise OSError(f"row {self.offset} of row group {self.group}: no picture")
@@ -485,36 +485,6 @@ def _parts(path: Path, sha256: str, *, needs_caption: bool) -> Iterator[Rows]:
         if end - first >= PART or end == len(groups):
             yield Rows(path, sha256, first, end - first, needs_caption)
             first = end
-
-
-class Kept:
-    """Values by key, the last ones used, up to so many bytes; made once, by one thread at a time."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.bytes = most_bytes, 0
-        self._values: OrderedDict[Any, Any] = OrderedDict()
-        self._lock, self._making = threading.Lock(), threading.Lock()
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of `key`, an arrow array; `make` makes it if it is not kept."""
-        if (value := self._kept(key)) is not None:
-            return value
-        with self._making:  # pyarrow unpacks on all cores itself, and the memory for it is needed once
-            if (value := self._kept(key)) is not None:
-                return value
-            value = make()
-            with self._lock:
-                self._values[key] = value
-                self.bytes += value.nbytes
-                while self.bytes > self.most_bytes and len(self._values) > 1:
-                    self.bytes -= self._values.popitem(last=False)[1].nbytes
-        return value
-
-    def _kept(self, key: Any) -> Any:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
 
 
 _row_groups = Kept(KEPT_BYTES)

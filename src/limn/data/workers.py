@@ -5,6 +5,7 @@ where they are (docs/decisions/0013). A thread can stand still, in a read that n
 for ever; it cannot be stopped, but it can be named, and left to itself while another takes its place.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,10 @@ from typing import Any
 
 import torch
 
+from limn.errors import DataError
+
+MOST_LEFT = 16
+"""Threads, for each worker, that may be left to themselves."""
 LOOK_SECONDS, CLOSE_SECONDS = 1.0, 5.0
 """Time between two looks at tasks that take long, and for threads to end."""
 
@@ -33,20 +38,21 @@ class Task:
         """It is in `stage` with `what` now."""
         self.stage, self.what, self.since = stage, what, time.monotonic()
 
-    def end(self, result: Any, error: BaseException | None = None) -> None:
-        """This came of it; what comes later does not count."""
+    def end(self, result: Any, error: BaseException | None = None) -> bool:
+        """This came of it. False if something else had come of it before, which counts."""
         with self._lock:
             if self.is_over:
-                return
+                return False
             self.result, self.error, self.is_over = result, error, True
         self._done()
+        return True
 
 
 class Workers:
     """Threads that take tasks in the order in which they came. They never keep a process from ending."""
 
     def __init__(self, number: int, name: str) -> None:
-        self._name = name
+        self._name, self._number, self._names = name, number, itertools.count(1)
         self._threads: list[threading.Thread] = []
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._doing: dict[str, Task] = {}
@@ -84,8 +90,8 @@ class Workers:
             if self.closed:
                 raise InterruptedError("nobody waits for these tasks any more")
             for task in tasks:
-                if not task.is_over and task.stage != "waiting" and (instead := late(task)) is not None:
-                    task.end(instead)
+                instead = None if task.is_over or task.stage == "waiting" else late(task)
+                if instead is not None and task.end(instead):
                     self.last_end = time.monotonic()
                     self._start()
         for task in tasks:
@@ -110,8 +116,15 @@ class Workers:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _start(self) -> None:
+        if len(self._threads) > MOST_LEFT * self._number:
+            raise DataError(
+                "The pictures",
+                must="be decoded in an end of time",
+                got=f"{len(self._threads) - self._number} that were not",
+                then="Look at them with limn data check; they keep the processor busy.",
+            )
         ready = threading.Event()
-        name = f"{self._name} {len(self._threads) + 1}"
+        name = f"{self._name} {next(self._names)}"
         self._threads.append(threading.Thread(target=self._run, args=(name, ready), name=name, daemon=True))
         self._threads[-1].start()
         ready.wait()
@@ -129,7 +142,7 @@ class Workers:
                 result, error = task.work(task), None
             except BaseException as caught:  # it is raised where the result is waited for
                 result, error = None, caught
-            del self._doing[name]
+            self._doing.pop(name, None)
             if task.is_over:  # another thread has taken this one's place
                 return
             task.end(result, error)

@@ -16,7 +16,7 @@ from torch import Tensor
 from limn.config import DEFAULT_TEMPLATES
 from limn.data.loader import describe_unreadable
 from limn.data.pairs import Pair, Source
-from limn.data.sources import held_back_pairs, read_pictures
+from limn.data.sources import absolute, held_back_pairs, read_pictures
 from limn.errors import ConfigError, DataError
 from limn.evaluation.metrics import Row, ranks, row
 from limn.evaluation.zero_shot import ZeroShotClassifier
@@ -107,7 +107,7 @@ def own_task(run: RunDirectory) -> Source:
 
 
 def _absolute(path: Path | str) -> str:
-    return str(path.resolve() if isinstance(path, Path) else path)
+    return str(path.resolve()) if isinstance(path, Path) else absolute(path)
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ on every rank (training/distributed.py).
 
 import json
 import resource
+import shlex
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from limn.config import Plan, RunConfig, resolve
-from limn.data.loader import PATIENCE_SECONDS, Batch, Loader, describe_unreadable, order_of
+from limn.data.loader import PATIENCE_SECONDS, Batch, Loader, order_of
 from limn.data.order import quality
 from limn.data.pairs import Source, describe
 from limn.data.sources import absolute as absolute_data
@@ -38,7 +39,7 @@ from limn.model.store import filled, load
 from limn.model.zoo import architecture, create
 from limn.objectives.contrastive import contrastive_loss_and_accuracy
 from limn.progress import progress, silent
-from limn.run import RunDirectory, to_json, write_json
+from limn.run import RunDirectory, read_json, to_json, write_json
 from limn.training.allocator import keep_freed_memory
 from limn.training.average import Average
 from limn.training.checkpoint import Progress, State, checkpoints, is_readable, load_checkpoint, save_checkpoint
@@ -121,10 +122,12 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     )
 
     # --- the run directory --------------------------------------------------------------------------------------------
+    before: dict[str, Any] = read_json(run.data) if saved is not None and run.data.exists() else {}
     if world.rank == 0:
         write_json(run.config, to_json(config))
         run.describe_environment()
-        write_json(run.data, facts)
+        told = {name: before[name] for name in ("unreadable", "captions_cut") if name in before}
+        write_json(run.data, {**facts, "dropped": at.dropped, **told})
         write_manifest(run.manifest, source)
     world.barrier()
 
@@ -157,13 +160,15 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
         if config.train.non_finite == "rewind" and saved is None:
             save()  # something to go back to
         first, seconds, saved_at, coming = at.step, log.seconds, time.monotonic(), batches()
-        waited, dropped = 0.0, Counter[str]()  # for batches; of this rank, since the last line of the log
+        waited, dropped = 0.0, Counter[str]()  # seconds, for batches; this rank's pairs since the last line of the log
+        fault: DataError | None = None
         with progress("Training", plan.steps, start=at.step) if world.rank == 0 else silent() as advance:
             start = time.monotonic()
             while at.step < plan.steps:
                 world.at(at.step, "reading pairs")
+                asked = time.monotonic()
                 batch = next(coming)
-                waited += time.monotonic() - start
+                waited += time.monotonic() - asked
                 dropped += batch.dropped
                 metrics = train_step(
                     replica,
@@ -213,7 +218,9 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                     at = replace(at, dropped=dict(sum(world.collect(dropped), Counter(at.dropped))))
                     dropped.clear()
                     seen = (at.step + at.left_out) * config.train.batch_size
-                    check_dropped(at.dropped, max(seen, min(1000, len(source))), config)  # bad luck at first is no end
+                    # bad luck at first is no end; and at the end the work is done
+                    fault = None if last else too_many_dropped(at.dropped, max(seen, min(1000, len(source))), config)
+                    saving = saving or fault is not None
                 pairs_per_second = max(0, at.step - first) * config.train.batch_size / max(1e-9, seconds - log.seconds)
                 if world.device.type == "cpu" or logging:  # reading waits for a GPU
                     numbers = {name: float(value) for name, value in metrics.items()}
@@ -233,14 +240,16 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
                             f"Continue with: limn train --resume {run.path}"
                         )
                         raise Stopped
+                if fault is not None:
+                    raise fault
 
     # --- the model ----------------------------------------------------------------------------------------------------
     world.at(at.step, "saving")
     unreadable = {key: why for each in world.collect(loader.unreadable) for key, why in each.items()}
     cut = sum(world.collect(tokenizer.cut))
     if at.dropped:
-        times = f"{sum(at.dropped.values()):,} times in all"
-        world.say(f"Left out of training: {describe_unreadable(unreadable)}; {times}.")
+        times = ", ".join(f"{count:,} times {reason}" for reason, count in at.dropped.items())
+        world.say(f"Left out of training: {times}.")
     if cut:
         world.say(f"Captions longer than the context, cut to {tokenizer.context_length} tokens: {cut:,} times.")
     card = {
@@ -251,6 +260,8 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
     weights = gathered(model.state_dict(), world)
     averaged = {} if average is None else gathered(average.weights, world)
     if world.rank == 0:
+        unreadable = {**before.get("unreadable", {}), **unreadable}
+        cut += before.get("captions_cut", 0)
         write_json(run.data, {**facts, "dropped": at.dropped, "unreadable": unreadable, "captions_cut": cut})
         if averaged:
             model_ema = filled(model.architecture, {**weights, **averaged}, tokenizer, where=f"the run {run.path}")
@@ -261,7 +272,8 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
 def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
     """The pairs to train on, and what data.json says about them. Raises `DataError` if too many cannot be used."""
     source = training_pairs(config)
-    check_dropped(source.skipped, source.skipped.total() + len(source), config)
+    if fault := too_many_dropped(source.skipped, source.skipped.total() + len(source), config):
+        raise fault
     order = quality(order_of(source, config.seed))
     world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
     for reason, count in source.noted.most_common():
@@ -433,17 +445,19 @@ def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
     )
 
 
-def check_dropped(dropped: Mapping[str, int], seen: int, config: RunConfig) -> None:
-    """Raise `DataError` when more of the `seen` pairs could not be used than the config allows."""
+def too_many_dropped(dropped: Mapping[str, int], seen: int, config: RunConfig) -> DataError | None:
+    """What to raise when more of the `seen` pairs could not be used than the config allows, if so."""
     count = sum(dropped.values())
     if count <= config.max_dropped * seen:
-        return
-    raise DataError(
+        return None
+    run = RunDirectory(config.out or Path())
+    command = f"limn train --resume {shlex.quote(str(run.path))} " if run.config.exists() else ""
+    return DataError(
         f"The pairs of {config.data}",
         must=f"be usable but for {config.max_dropped:.1%} of them",
         got=f"{count:,} of {seen:,} that are not ({describe(Counter(dropped))})",
-        then=f"See which with: limn data check {config.data}. To go on without them: --max-dropped "
-        f"{min(1.0, 1.5 * count / seen):.2f}.",
+        then=f"See which with: limn data check {shlex.quote(str(config.data))}. To go on without them: {command}"
+        f"--max-dropped {min(1.0, 1.5 * count / seen):.2f}.",
     )
 
 

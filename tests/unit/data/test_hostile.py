@@ -48,7 +48,7 @@ def outer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text("as it was")
     monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "precious")
-    index.load.cache_clear()
+    index._indexes.clear()
     return tmp_path
 
 
@@ -203,9 +203,10 @@ def stand_still(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, keys: Se
     """Make the decoder wait for the gate at these keys. Returns how often it came by each."""
     real, came = loader.decode, Counter[str]()
 
-    def waiting(content: bytes, resize: int, *, name: str, fast: bool) -> Any:
+    def waiting(content: bytes, resize: int, *, name: str, fast: bool, begun: Callable[[], None]) -> Any:
         key = name.split()[-1]
         came[key] += 1
+        begun()
         if key in keys:
             gate.wait(60)
         return real(content, resize, name=name, fast=fast)

@@ -129,7 +129,7 @@ def shard(tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.Mon
     """A shard of two pairs."""
     monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
-    index.load.cache_clear()
+    index._indexes.clear()
     return write(tmp_path / "data" / "0.tar", picture, "one", "two")
 
 
@@ -155,7 +155,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def captions(path: Path) -> list[str]:
-    index.load.cache_clear()
+    index._indexes.clear()
     return list(read_pairs(path).captions())
 
 
@@ -240,7 +240,7 @@ def test_an_index_that_changes_while_it_is_used_is_an_error(shard: Path, picture
     with pytest.raises(DataError, match="stay as they are"):
         source[0]
     index_file(shard).unlink()
-    index.load.cache_clear()
+    index._indexes.clear()
     with pytest.raises(DataError, match="stay as they are"):
         source[0]
 

@@ -129,6 +129,7 @@ def test_a_picture_that_takes_too_long_is_left_out(
     over = threading.Event()
 
     def stuck(content: bytes, *args: Any, **settings: Any) -> np.ndarray:
+        settings["begun"]()
         if content == slow:
             over.wait(30)
         return plain(content, *args, **settings)

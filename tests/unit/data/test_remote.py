@@ -64,7 +64,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Odd.opened.clear()
     Odd.failures, Odd.lie, Odd.barrier = iter(()), 0, None
     MemoryFileSystem.store.clear()
-    index.load.cache_clear()
+    index._indexes.clear()
 
 
 def put(address: str, content: bytes) -> str:

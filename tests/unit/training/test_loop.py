@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from limn.config import RunConfig, TrainConfig
 from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, LimnError, ModelError, TrainingError
+from limn.errors import ConfigError, DataError, LimnError, ModelError, TrainingError
 from limn.model.clip import CLIP
 from limn.model.store import load
 from limn.recipes import digits
@@ -446,3 +446,60 @@ def test_a_run_goes_back_to_its_checkpoint_and_leaves_out_the_batches_since(
         assert file.metadata()["updates"] == "15" and file.metadata()["left_out"] == "6"
     said = capsys.readouterr().err
     assert "was not finite: loss" in said and "Back at step 0" in said
+
+
+# --- pairs that cannot be used ---------------------------------------------------------------------------------------
+
+
+def damage(folder: str | None, names: tuple[str, ...]) -> None:
+    for name in names:
+        path = Path(str(folder)) / name
+        path.write_bytes(path.read_bytes()[:200])
+
+
+def test_dropped_pairs_are_counted_over_a_resume(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    damage(config.data, ("07.png", "11.png"))
+    stop_after(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    run = RunDirectory(train(config, resume=True))
+    (*_, line) = run.read_metrics()
+    assert line["step"] == 10 and line["dropped"] == 10 and line["dropped_for"] == {"damaged picture": 10}
+    assert 0 <= line["loader_wait"] < 1
+    data = json.loads(run.data.read_text())
+    assert data["dropped"] == {"damaged picture": 10} and set(data["unreadable"]) == {"07.png", "11.png"}
+    with safe_open(max(run.checkpoints.iterdir()), framework="pt") as file:
+        assert json.loads(file.metadata()["dropped"]) == {"damaged picture": 10}
+    manifest = json.loads(run.manifest.read_text())
+    assert manifest["fingerprint"] == data["fingerprint"] and manifest["parts"][0]["pairs"] == 40
+
+
+def test_training_stops_when_too_many_pairs_are_dropped(config: RunConfig):
+    damage(config.data, ("07.png", "11.png", "23.png"))
+    longer = dataclasses.replace(config, train=TrainConfig(batch_size=20, epochs=8.0, precision="fp32"))
+    with pytest.raises(DataError, match=r"Got 15 of 200 .*damaged picture.* limn train --resume .*--max-dropped 0.11"):
+        train(longer)
+    assert config.out is not None and [p.stem for p in (config.out / "checkpoints").iterdir()] == ["step-00000010"]
+    run = RunDirectory(train(dataclasses.replace(longer, max_dropped=0.11), resume=True))
+    assert json.loads(run.data.read_text())["dropped"] == {"damaged picture": 24}
+
+
+def test_training_does_not_start_when_too_many_pairs_cannot_be_used(config: RunConfig):
+    for name in ("07.txt", "11.txt", "23.txt"):
+        (Path(str(config.data)) / name).unlink()
+    with pytest.raises(DataError, match=r"Got 3 of 40 that are not \(3 skipped: no caption\)"):
+        train(config)
+    assert config.out is not None and not config.out.exists()
+
+
+def test_other_data_is_refused_unless_asked_for(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    stop_after(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    (Path(str(config.data)) / "07.txt").write_text("other words")
+    with pytest.raises(TrainingError, match="--other-data"):
+        train(config, resume=True)
+    run = RunDirectory(train(config, resume=True, other_data=True))
+    assert run.is_finished and [line["step"] for line in run.read_metrics()][-1] == 10
