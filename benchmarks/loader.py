@@ -3,11 +3,11 @@
 Shards of 512 x 384 JPEGs (quality 90, photograph-like, about 60 kB) with captions are read by open_clip's own
 `get_wds_dataset`, with its training transform and tokenizer, and by limn's `Loader`, both to 224 pixels, each with one
 worker on one core, in turns, each in a process of its own. The clock starts at the first batch, when everything is
-imported. Core seconds are the processor's, of the process and its worker. limn's pictures are uint8, for its model
-normalises them on the device; here they are made float32 and normalised inside the clock, as open_clip's are.
+imported. Core seconds are the processor's, of the process and its worker.
 
-Twice: with the paper's augmentation, a random square of the resized picture, and with squares of random size, as
-open_clip cuts them (at least nine tenths of the area).
+limn three times: as its recipes for the paper's models load, a random square of the resized picture, uint8, which the
+model normalises on the device; the same made float32 and normalised inside the clock, as open_clip's loader does; and
+with squares of random size, as open_clip cuts them (at least nine tenths of the area).
 
     .peers/bin/python benchmarks/loader.py > benchmarks/results/loader.json
 """
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+SIDES = ("limn", "open_clip", "limn, normalised", "limn, squares of random size")
 OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 WIDTH, HEIGHT, SIZE, BATCH, PAIRS, ROUNDS = 512, 384, 224, 128, 2048, 5
 
@@ -59,7 +60,7 @@ def write_pairs(folder: Path) -> float:
     return statistics.mean(len(sample.picture) for sample in samples)
 
 
-def limn_batches(folder: Path, min_area: float) -> tuple[Iterator[Any], Callable[[], float]]:
+def limn_batches(folder: Path, *, min_area: float, normalised: bool) -> tuple[Iterator[Any], Callable[[], float]]:
     from limn.config import ImageConfig
     from limn.data.loader import Loader
     from limn.data.sources import read_pairs
@@ -76,8 +77,10 @@ def limn_batches(folder: Path, min_area: float) -> tuple[Iterator[Any], Callable
         workers=1,
     )
     mean, std = (torch.tensor(OPENAI[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-    batches = ((b.pixels.float().div_(255).sub_(mean).div_(std), b.tokens) for b in loader.batches(0, PAIRS // BATCH))
-    return batches, time.process_time
+    batches = loader.batches(0, PAIRS // BATCH)
+    if normalised:
+        return ((b.pixels.float().div_(255).sub_(mean).div_(std), b.tokens) for b in batches), time.process_time
+    return ((b.pixels, b.tokens) for b in batches), time.process_time
 
 
 def open_clip_batches(folder: Path) -> tuple[Iterator[Any], Callable[[], float]]:
@@ -119,7 +122,8 @@ def measure(side: str, folder: Path) -> None:
     if side == "open_clip":
         batches, core_seconds = open_clip_batches(folder)
     else:
-        batches, core_seconds = limn_batches(folder, float(side.split()[1]))
+        min_area = 0.9 if side == SIDES[3] else 1.0
+        batches, core_seconds = limn_batches(folder, min_area=min_area, normalised=side == SIDES[2])
     next(batches)
     start, core = time.perf_counter(), core_seconds()
     pairs, spent = 0, 0.0
@@ -137,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "shards"
         mean_bytes = write_pairs(folder)
-        rounds: dict[str, list[dict[str, float]]] = {"limn 1.0": [], "open_clip": [], "limn 0.9": []}
+        rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(ROUNDS):
             for side, results in rounds.items():
                 command = [sys.executable, "-W", "ignore", __file__, side, str(folder)]
@@ -149,7 +153,8 @@ def main() -> None:
     }
     names = ("pairs_per_second", "pairs_per_core_second")
     ratios = {
-        side: {name: medians[side][name] / medians["open_clip"][name] for name in names} for side in list(rounds)[::2]
+        side: {name: medians[side][name] / medians["open_clip"][name] for name in names}
+        for side in (SIDES[0], *SIDES[2:])
     }
     facts = {
         "cores": os.cpu_count(),

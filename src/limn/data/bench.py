@@ -16,7 +16,11 @@ from limn.data.decode import Unreadable, decode, drafted, opened, random_crop, r
 from limn.data.loader import Loader, order_of
 from limn.data.pairs import Source
 from limn.data.tokenizer import Tokenizer
+from limn.errors import ConfigError, DataError
 from limn.progress import track
+
+SOME = 32
+"""Pictures that are in memory whole, for the stages after decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,9 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
     Takes as many pairs as fill `batches`, in the order of training, seed 0. Pictures are resized to `image_size` on the
     shorter side, captions tokenised with the paper's vocabulary. The loader keeps nothing in memory.
     """
+    if min(image_size, batch_size, batches) < 1:
+        got = f"image-size {image_size}, batch-size {batch_size}, batches {batches}"
+        raise ConfigError("The sizes of data bench", must="be at least 1", got=got, then="Leave them out: 224, 256, 8.")
     tokenizer = Tokenizer.openai()
     _, indices = order_of(source, seed=0).samples(0, min(batch_size * batches, len(source)))
     pairs = [source[index] for index in indices.tolist()]
@@ -45,7 +52,14 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
     try:
         stages, contents = [_timed("read", pairs, lambda pair: pair.read())], [pair.read() for pair in pairs]
         readable = [content for content in contents if _is_readable(content, image_size)]
-        pictures = [decoded(content, image_size) for content in readable[:batch_size]]
+        if not readable:
+            raise DataError(
+                f"The pictures of {source.path}",
+                must="be readable",
+                got="none",
+                then=f"See: limn data check {source.path}",
+            )
+        pictures = [decoded(content, image_size) for content in readable[:SOME]]
         resized = [shorter_side_fast(picture, image_size) for picture in pictures]
         draws = (0.5, 0.5, 0.5)
         captions = [pair.captions[0] for pair in pairs]

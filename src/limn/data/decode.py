@@ -99,9 +99,24 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
     if long > MAX_ASPECT * short:
         got = f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1"
         raise Unreadable(name, TOO_LONG, got)
-    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
+    if content.startswith(b"\xff\xd8") and _has_scans(content) and content.count(b"\xff\xda") > MAX_SCANS:
         raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
     return picture
+
+
+def _has_scans(content: bytes) -> bool:
+    """Whether a JPEG's first scan leaves something to others: it is progressive, or has its colours one by one."""
+    at, colours = 2, 0
+    while content[at : at + 1] == b"\xff" and at + 10 < len(content):
+        kind, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the frame: SOF0, SOF1, ...
+            if kind > 0xC1:
+                return True
+            colours = content[at + 9]
+        elif kind == 0xDA:
+            return content[at + 4] < colours
+        at += 2 + length
+    return True  # padding between segments, or nothing that is known: to be on the safe side
 
 
 def drafted(picture: Image.Image, resize: int) -> bool:

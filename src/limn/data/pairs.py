@@ -24,7 +24,6 @@ from limn.errors import DataError
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
 MAX_PICTURE_BYTES = 64 * 2**20
 EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_PICTURE_BYTES >> 20} MiB"
-NOTHING = Counter[str]()
 MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
 """Characters of a caption, and captions of a pair; no text encoder reads as much."""
 LISTED = 1024
@@ -236,7 +235,7 @@ class Source:
 
 
 def listed(
-    path: Path | str, pairs: Iterable[Pair], skipped: Counter[str] = NOTHING, noted: Counter[str] = NOTHING
+    path: Path | str, pairs: Iterable[Pair], skipped: Counter[str] | None = None, noted: Counter[str] | None = None
 ) -> Source:
     """A source of pairs in memory."""
     pairs = tuple(pairs)
@@ -244,7 +243,7 @@ def listed(
         Listed(f"pairs {start:,} to {min(start + LISTED, len(pairs)):,}", pairs[start : start + LISTED])
         for start in range(0, len(pairs), LISTED)
     )
-    return Source(path, tuple(parts), skipped, noted)
+    return Source(path, tuple(parts), skipped or Counter(), noted or Counter())
 
 
 def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> Source:

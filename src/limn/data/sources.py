@@ -124,7 +124,8 @@ def _read_one(path: str | Path, *, needs_caption: bool) -> Source:
             f"The data at {path}",
             must=f"hold pictures ({', '.join(PICTURES)})" + (" with captions" if needs_caption else ""),
             got=f"none, and {describe(source.skipped)}" if source.skipped else "none",
-            then="Put KEY.txt beside KEY.jpg, or give a list or shards. Paths in a list are read from its own folder.",
+            then="Put KEY.txt beside KEY.jpg, or give a list, whose paths are read from its own folder, or shards: "
+            ".tar files, not compressed, in one folder.",
         )
     return source
 

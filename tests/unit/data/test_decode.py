@@ -191,6 +191,13 @@ def test_on_white_noise_the_fast_way_is_within_two(size: int):
     assert np.abs(fast.astype(int) - openai_preprocessing(rgb, size)).max() <= 2
 
 
+def test_the_scans_of_a_plain_jpeg_are_not_searched_for():
+    plain = photo(64, 48)
+    assert not module._has_scans(encoded(plain, "JPEG")) and not module._has_scans(encoded(plain.convert("L"), "JPEG"))
+    assert module._has_scans(encoded(plain, "JPEG", progressive=True))
+    assert module._has_scans(b"\xff\xd8\xff") and module._has_scans(encoded(plain, "JPEG")[:30])
+
+
 def test_a_draft_is_another_picture_only_for_large_jpegs():
     smooth = noise(12, 9).resize((1200, 900), Image.Resampling.BICUBIC)
     large = encoded(smooth, "JPEG", quality=90)
