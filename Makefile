@@ -47,7 +47,7 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 parity: peers  ## compare features with transformers and open_clip, both ways, and write benchmarks/results/parity.json
-	$(PEERS)/bin/python -m pytest -q tests/parity --parity-table benchmarks/results/parity.json $(UPDATE)
+	$(PEERS)/bin/python -m pytest -q -m "slow or not slow" tests/parity --parity-table benchmarks/results/parity.json $(UPDATE)
 
 bench: peers  ## run every benchmark and write what it prints to benchmarks/results
 	@mkdir -p benchmarks/results
