@@ -110,7 +110,7 @@ class Loader:
         """The batches of the steps first, ..., last - 1, made ahead by threads while the model trains."""
         ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
         ahead = min(AHEAD, max(1, ahead))
-        workers, makers = self._open = Workers(self.workers, "worker"), Workers(ahead, "batch maker")
+        workers, makers = self._open = Workers(self.workers, "worker"), Workers(min(2, ahead), "batch maker")
         waiting: deque[tuple[Task, threading.Event]] = deque()
         steps = iter(range(first, last))
         try:
@@ -152,7 +152,13 @@ class Loader:
         def filling(row: int, index: int) -> Callable[[Task], Filled | str]:
             return lambda task: self._fill(pixels[row], index, draws[row], task)
 
-        rows = fill_all([filling(row, index) for row, index in enumerate(indices.tolist())])
+        # what is decoded already is less work than to hand it over
+        fills = {row: filling(row, index) for row, index in enumerate(indices.tolist())}
+        decoded = {row for row, index in enumerate(indices.tolist()) if index in self._cache}
+        made = {row: fills[row](Task(fills[row], lambda: None)) for row in decoded}
+        others = [row for row in fills if row not in decoded]
+        made |= dict(zip(others, fill_all([fills[row] for row in others]), strict=True))
+        rows = [made[row] for row in fills]
         for index, row in zip(indices.tolist(), rows, strict=True):
             if row == LATE:  # it would be so again
                 self._cache[index] = self._note(self.source[index], LATE, LATE)

@@ -75,6 +75,8 @@ class Workers:
         `late` is asked now and then about tasks under way: what it returns, if not None, is taken for the result, and
         the thread that does the task is left to itself. The first error that a task ended with is raised.
         """
+        if not works:
+            return []
         left, finished = len(works), threading.Event()
         lock = threading.Lock()
 
