@@ -56,7 +56,7 @@ class Batch:
     tokens: Int[Tensor, "batch context"]
     keys: tuple[str, ...]
     identities: Int[Tensor, "batch 2"]
-    """64-bit hashes of each pair's picture file (its size and ends) and caption: equal ones are duplicates."""
+    """64-bit hashes of each pair's picture, as a file, and caption: equal ones are duplicates."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Pairs left out, by reason."""
 
@@ -208,7 +208,7 @@ class Loader:
                 fast=True,
                 begun=lambda: task.at("decoding", place_of(pair)),
             )
-            decoded, size = (pixels, _identity(content)), pixels.nbytes
+            decoded, size = (pixels, hash_of(content)), pixels.nbytes
         except Unreadable as error:
             decoded, size = self._note(pair, error.reason, error.got), 0
         except OSError as error:
@@ -238,11 +238,6 @@ def place_of(pair: Pair) -> str:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _identity(content: bytes) -> int:
-    """A hash of a picture's file: of its size, its first and its last 8 kB, which is where files of one size differ."""
-    return hash_of(b"%d " % len(content) + content[:8192] + content[-8192:])
 
 
 def order_of(source: Source, seed: int) -> Order:
