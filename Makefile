@@ -12,16 +12,16 @@ PEERS := .peers
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
 
-setup: $(INSTALLED)  ## make .venv and install limn with everything that the demo and the tests need
+setup: $(INSTALLED)  ## make .venv and install limner with everything that the demo and the tests need
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "limn needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "limner needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup  ## train a CLIP on emoji, test it on an art style it never saw, write runs/demo/report.html
-	$(BIN)/limn demo --source $(SOURCE)
+	$(BIN)/limner demo --source $(SOURCE)
 
 test: setup  ## run the tests (slow ones are run by name: pytest -m slow)
 	$(BIN)/python -m pytest -q --durations=10
@@ -31,7 +31,7 @@ lint: setup  ## check format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-peers: $(PEERS)/.installed  ## make .peers: limn beside open_clip, to compare with
+peers: $(PEERS)/.installed  ## make .peers: limner beside open_clip, to compare with
 
 # torchvision comes for open_clip's sake; beside a torch without CUDA its compiled operators do not load, and only the
 # registration of their stand-ins fails: nothing that open_clip calls.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limn.model.transformer import attention_reference
+from limner.model.transformer import attention_reference
 
 REPEATS = 30
 

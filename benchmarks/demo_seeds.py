@@ -1,6 +1,6 @@
 """The demo's claims from three seeds, with float32 AdamW and with the paper's half precision, as JSON.
 
-Trains `limn train demo --seed N` for N = 0, 1, 2, one after the other, first as the recipe is and then with bfloat16
+Trains `limner train demo --seed N` for N = 0, 1, 2, one after the other, first as the recipe is and then with bfloat16
 moments and text encoder, and prints each seed's accuracy on the unseen style, loss curve, seconds and memory, means and
 standard deviations, and what the paired differences between the two are worth (Student's t with two degrees of freedom:
 beyond 4.3 is significant at 5 %). Needs npm (or data/demo), about half an hour on two cores.
@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from limn.data.demo import default_folder, write_demo
-from limn.run import RunDirectory
+from limner.data.demo import default_folder, write_demo
+from limner.run import RunDirectory
 
 SEEDS = (0, 1, 2)
 ARMS = {
@@ -33,13 +33,13 @@ RESULTS = Path(__file__).with_name("results") / "demo_seeds.json"
 COLOURS = ("#1f6feb", "#d1242f")
 
 
-def limn(*args: str) -> str:
-    return subprocess.run([sys.executable, "-m", "limn", *args], stdout=subprocess.PIPE, text=True, check=True).stdout
+def limner(*args: str) -> str:
+    return subprocess.run([sys.executable, "-m", "limner", *args], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def one_seed(seed: int, flags: tuple[str, ...], out: Path) -> dict[str, Any]:
-    limn("train", "demo", "--seed", str(seed), "--out", str(out), *flags)
-    rows = {row["metric"]: row["value"] for row in json.loads(limn("eval", str(out), "--json"))}
+    limner("train", "demo", "--seed", str(seed), "--out", str(out), *flags)
+    rows = {row["metric"]: row["value"] for row in json.loads(limner("eval", str(out), "--json"))}
     run = RunDirectory(out)
     lines = run.read_metrics()
     return {

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from limn.data.tokenizer import Tokenizer
-from limn.progress import say
+from limner.data.tokenizer import Tokenizer
+from limner.progress import say
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTROL = "nothing-hostile"
@@ -43,7 +43,7 @@ def memory_mb(name: str) -> float:
 def watch(folder: Path) -> list[str]:
     """What the process does from now on that it must not."""
     found: list[str] = []
-    allowed = (str(folder.resolve()), os.environ["LIMN_CACHE"], "/dev/null")
+    allowed = (str(folder.resolve()), os.environ["LIMNER_CACHE"], "/dev/null")
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event in FORBIDDEN:
@@ -94,10 +94,10 @@ def _in_words(told: dict[str, Any]) -> str:
 
 def measure(name: str, case: Callable[[Path, bool], Any], args: argparse.Namespace) -> dict[str, Any]:
     """Write a case's files, run it in a process of its own, say what came of it."""
-    with tempfile.TemporaryDirectory(prefix="limn-hostile-") as place:
+    with tempfile.TemporaryDirectory(prefix="limner-hostile-") as place:
         folder = Path(place) / "data"
         folder.mkdir()
-        environment = os.environ | {"LIMN_CACHE": str(Path(place) / "cache")}
+        environment = os.environ | {"LIMNER_CACHE": str(Path(place) / "cache")}
         expected = vars(case(folder, True))
         (Path(place) / "expected.json").write_text(json.dumps(expected))
         command = [sys.executable, __file__, name, "--alone", str(folder), "--memory", str(args.memory)]

@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 import onnxruntime
 import torch
 
-from limn.demo import run_demo
-from limn.evaluation.suite import evaluate_task, own_task
-from limn.model.clip import CLIP
-from limn.model.onnx import export, with_onnx
-from limn.model.store import load
-from limn.run import RunDirectory
+from limner.demo import run_demo
+from limner.evaluation.suite import evaluate_task, own_task
+from limner.model.clip import CLIP
+from limner.model.onnx import export, with_onnx
+from limner.model.store import load
+from limner.run import RunDirectory
 
 REPEATS = 5
 IMAGES = 64

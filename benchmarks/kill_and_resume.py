@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from limn.data.shards import Sample, write_shards
+from limner.data.shards import Sample, write_shards
 
 PAIRS, BATCH, EPOCHS = 640, 40, 10
 UNREADABLE = {77, 300, 301, 599}
@@ -38,9 +38,9 @@ import torch
 torch.set_num_threads(1)
 import json, sys
 from pathlib import Path
-from limn.config import ImageConfig, OptimConfig, RunConfig, TrainConfig
-from limn.data import loader
-from limn.training.loop import train
+from limner.config import ImageConfig, OptimConfig, RunConfig, TrainConfig
+from limner.data import loader
+from limner.training.loop import train
 
 folder, workers, seen = sys.argv[1], int(sys.argv[2]), open(sys.argv[3], "a")
 batches = loader.Loader.batches

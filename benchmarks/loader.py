@@ -1,11 +1,11 @@
-"""Pairs per second and core of limn's loader beside open_clip's, from the same shards.
+"""Pairs per second and core of limner's loader beside open_clip's, from the same shards.
 
 Shards of 512 x 384 JPEGs (quality 90, photograph-like, about 60 kB) with captions are read by open_clip's own
-`get_wds_dataset`, with its training transform and tokenizer, and by limn's `Loader`, both to 224 pixels, each with one
-worker on one core, in turns, each in a process of its own. The clock starts at the first batch, when everything is
+`get_wds_dataset`, with its training transform and tokenizer, and by limner's `Loader`, both to 224 pixels, each with
+one worker on one core, in turns, each in a process of its own. The clock starts at the first batch, when everything is
 imported. Core seconds are the processor's, of the process and its worker.
 
-limn three times: as its recipes for the paper's models load, a random square of the resized picture, uint8, which the
+limner three times: as its recipes for the paper's models load, a random square of the resized picture, uint8, which the
 model normalises on the device; the same made float32 and normalised inside the clock, as open_clip's loader does; and
 with squares of random size, as open_clip cuts them (at least nine tenths of the area).
 
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-SIDES = ("limn", "open_clip", "limn, normalised", "limn, squares of random size")
+SIDES = ("limner", "open_clip", "limner, normalised", "limner, squares of random size")
 OPENAI = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 WIDTH, HEIGHT, SIZE, BATCH, PAIRS, ROUNDS = 512, 384, 224, 128, 2048, 5
 
@@ -47,7 +47,7 @@ def photo(rng: np.random.Generator) -> bytes:
 
 def write_pairs(folder: Path) -> float:
     """Write the shards; returns the mean size of a picture in bytes."""
-    from limn.data.shards import Sample, write_shards
+    from limner.data.shards import Sample, write_shards
 
     rng = np.random.default_rng(0)
     words = ["a", "an", "old", "red", "small", "house", "dog", "river", "bridge", "in", "on", "near", "the", "with"]
@@ -60,11 +60,11 @@ def write_pairs(folder: Path) -> float:
     return statistics.mean(len(sample.picture) for sample in samples)
 
 
-def limn_batches(folder: Path, *, min_area: float, normalised: bool) -> tuple[Iterator[Any], Callable[[], float]]:
-    from limn.config import ImageConfig
-    from limn.data.loader import Loader
-    from limn.data.sources import read_pairs
-    from limn.data.tokenizer import Tokenizer
+def limner_batches(folder: Path, *, min_area: float, normalised: bool) -> tuple[Iterator[Any], Callable[[], float]]:
+    from limner.config import ImageConfig
+    from limner.data.loader import Loader
+    from limner.data.sources import read_pairs
+    from limner.data.tokenizer import Tokenizer
 
     loader = Loader(
         read_pairs(folder),
@@ -123,7 +123,7 @@ def measure(side: str, folder: Path) -> None:
         batches, core_seconds = open_clip_batches(folder)
     else:
         min_area = 0.9 if side == SIDES[3] else 1.0
-        batches, core_seconds = limn_batches(folder, min_area=min_area, normalised=side == SIDES[2])
+        batches, core_seconds = limner_batches(folder, min_area=min_area, normalised=side == SIDES[2])
     next(batches)
     start, core = time.perf_counter(), core_seconds()
     pairs, spent = 0, 0.0
@@ -164,7 +164,7 @@ def main() -> None:
         "to_pixels": SIZE,
         "workers": 1,
     }
-    print(json.dumps({**facts, "medians": medians, "limn_to_open_clip": ratios, "rounds": rounds}, indent=2))
+    print(json.dumps({**facts, "medians": medians, "limner_to_open_clip": ratios, "rounds": rounds}, indent=2))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ to its norms. Features have a width of 512; a caption's is as similar to its pic
 
     python benchmarks/loss.py [--pairs 2048 8192] [--most 32768] [--repeats 5] [--chunk-size 1024]
 
-Needs open_clip_torch beside limn (make peers).
+Needs open_clip_torch beside limner (make peers).
 """
 
 import argparse
@@ -27,17 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limn.objectives.chunks import CHUNK_SIZE
-from limn.objectives.contrastive import contrastive_loss, contrastive_loss_reference
-from limn.objectives.sigmoid import sigmoid_loss, sigmoid_loss_reference
-from limn.progress import say
+from limner.objectives.chunks import CHUNK_SIZE
+from limner.objectives.contrastive import contrastive_loss, contrastive_loss_reference
+from limner.objectives.sigmoid import sigmoid_loss, sigmoid_loss_reference
+from limner.progress import say
 
 WIDTH = 512
 Loss = Callable[..., Tensor]
 
 
 def open_clip() -> Any:
-    """The peer, which is not installed where limn is developed."""
+    """The peer, which is not installed where limner is developed."""
     return importlib.import_module("open_clip")
 
 
@@ -52,12 +52,12 @@ def torch_chunked(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 def sides(objective: str, chunk_size: int) -> dict[str, Loss]:
     if objective == "sigmoid":
         return {
-            "limn": partial(sigmoid_loss, chunk_size=chunk_size),
+            "limner": partial(sigmoid_loss, chunk_size=chunk_size),
             "reference": sigmoid_loss_reference,
             "open_clip": open_clip().loss.SigLipLoss(),
         }
     return {
-        "limn": partial(contrastive_loss, chunk_size=chunk_size),
+        "limner": partial(contrastive_loss, chunk_size=chunk_size),
         "reference": contrastive_loss_reference,
         "open_clip": open_clip().ClipLoss(),
         "linear_cross_entropy": torch_chunked,
@@ -125,13 +125,13 @@ def measure(objective: str, pairs: int, args: argparse.Namespace) -> dict[str, A
 
 
 def errors(objective: str, pairs: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Of limn and of the float32 reference."""
+    """Of limner and of the float32 reference."""
     losses, leaves = sides(objective, args.chunk_size), inputs(objective, pairs)
     leaves[2] = torch.tensor(1 / 0.07)  # a loss of about 4: at 100 these pairs are all found, and nothing is left
     exact = step(losses["reference"], [x.double() for x in leaves])
     names = ["loss", "image_features", "text_features", "logit_scale", "logit_bias"][: len(exact)]
     row: dict[str, Any] = {"objective": objective, "pairs": pairs, "logit_scale": leaves[2].item()}
-    for side in ("limn", "reference"):
+    for side in ("limner", "reference"):
         found = step(losses[side], leaves)
         differences = [((x - y).norm() / y.norm()).item() for x, y in zip(found, exact, strict=True)]
         row[side] = dict(zip(names, differences, strict=True))
@@ -141,7 +141,7 @@ def errors(objective: str, pairs: int, args: argparse.Namespace) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, nargs="+", default=[2048, 8192])
-    parser.add_argument("--most", type=int, default=32768, help="pairs that limn takes alone")
+    parser.add_argument("--most", type=int, default=32768, help="pairs that limner takes alone")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE)
     args = parser.parse_args()
@@ -150,9 +150,11 @@ def main() -> None:
     rows = [measure("contrastive", pairs, args) for pairs in args.pairs]
     rows.append(measure("sigmoid", max(args.pairs), args))
     for objective in ("contrastive", "sigmoid"):
-        took, peak = in_its_own_process(objective, "limn", args.most, args.chunk_size)
-        rows.append({"objective": objective, "pairs": args.most, "seconds": {"limn": took}, "peak_gb": {"limn": peak}})
-        say(f"{objective} {args.most}: limn {took:.2f} s {peak:.2f} GB")
+        took, peak = in_its_own_process(objective, "limner", args.most, args.chunk_size)
+        rows.append(
+            {"objective": objective, "pairs": args.most, "seconds": {"limner": took}, "peak_gb": {"limner": peak}}
+        )
+        say(f"{objective} {args.most}: limner {took:.2f} s {peak:.2f} GB")
     wrong = [errors(objective, 4096, args) for objective in ("contrastive", "sigmoid")]
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__, "open_clip": open_clip().__version__}
     settings = {"width": WIDTH, "chunk_size": args.chunk_size}

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limn.config import OptimConfig
-from limn.model.clip import CLIP
-from limn.model.zoo import ZOO, create
-from limn.progress import say
-from limn.training.allocator import keep_freed_memory
-from limn.training.optimizer import MOMENTS, HalfAdamW, halve_weights, make_optimizer
+from limner.config import OptimConfig
+from limner.model.clip import CLIP
+from limner.model.zoo import ZOO, create
+from limner.progress import say
+from limner.training.allocator import keep_freed_memory
+from limner.training.optimizer import MOMENTS, HalfAdamW, halve_weights, make_optimizer
 
 LR = 1e-6
 TORCH: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from limn.data.decode import shorter_side, shorter_side_fast
+from limner.data.decode import shorter_side, shorter_side_fast
 
 REPEATS = 30
 SIZE = 224

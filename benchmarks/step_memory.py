@@ -4,11 +4,11 @@
 own: seconds of the last step, and the peak of the process above what it held before the first. open_clip runs its own
 model, loss and, where it says so, its gradient checkpointing.
 
-`batch_32768`: `limn train` itself on 32,768 made-up pairs: one step of them all, 64 in memory at a time.
+`batch_32768`: `limner train` itself on 32,768 made-up pairs: one step of them all, 64 in memory at a time.
 
     python benchmarks/step_memory.py [--model ViT-B/32] [--batch 64] [--steps 3]
 
-Needs open_clip_torch beside limn (make peers).
+Needs open_clip_torch beside limner (make peers).
 """
 
 import argparse
@@ -29,17 +29,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limn.config import OptimConfig
-from limn.data.loader import Batch
-from limn.data.shards import Sample, write_shards
-from limn.model.zoo import ZOO, create
-from limn.objectives.contrastive import contrastive_loss_and_accuracy
-from limn.progress import say
-from limn.run import RunDirectory
-from limn.training.allocator import keep_freed_memory
-from limn.training.distributed import World
-from limn.training.optimizer import halve_weights, make_optimizer
-from limn.training.step import backward
+from limner.config import OptimConfig
+from limner.data.loader import Batch
+from limner.data.shards import Sample, write_shards
+from limner.model.zoo import ZOO, create
+from limner.objectives.contrastive import contrastive_loss_and_accuracy
+from limner.progress import say
+from limner.run import RunDirectory
+from limner.training.allocator import keep_freed_memory
+from limner.training.distributed import World
+from limner.training.optimizer import halve_weights, make_optimizer
+from limner.training.step import backward
 from towers import NAMES, made_up_captions, open_clip
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -80,7 +80,7 @@ def made_up(batch: int, size: int) -> tuple[Tensor, Tensor]:
     return pixels, made_up_captions(batch)
 
 
-def limn_step(
+def limner_step(
     name: str, batch: int, steps: int, *, pieces: int = 1, recompute: bool = False, half: bool = False
 ) -> dict[str, float]:
     keep_freed_memory()
@@ -123,7 +123,7 @@ def in_its_own_process(work: Callable[..., Any], *args: Any, **settings: Any) ->
 
 
 def one_step_of_32768(recipe: str, model: str) -> dict[str, Any]:
-    """`limn train` on as many pairs as one batch takes."""
+    """`limner train` on as many pairs as one batch takes."""
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
 
@@ -141,10 +141,10 @@ def one_step_of_32768(recipe: str, model: str) -> dict[str, Any]:
             *("--data", f"{folder}/pairs", "--test", f"{folder}/pairs", "--out", str(run.path), "--model", model),
             *("--train.batch-size", str(PAIRS), "--train.micro-batch", "64", "--train.epochs", "1"),
         ]
-        subprocess.run([sys.executable, "-m", "limn", "train", recipe, *flags], check=True)
+        subprocess.run([sys.executable, "-m", "limner", "train", recipe, *flags], check=True)
         (line,) = run.read_metrics()
     return {
-        "command": f"limn train {recipe} --model {model} --train.batch-size {PAIRS} --train.micro-batch 64",
+        "command": f"limner train {recipe} --model {model} --train.batch-size {PAIRS} --train.micro-batch 64",
         "seconds_of_the_step": line["seconds"],
         "peak_memory_gb": line["peak_memory_gb"],
     }
@@ -159,7 +159,7 @@ def main() -> None:
     if importlib.util.find_spec("open_clip") is None:
         sys.exit("benchmarks/step_memory.py measures beside open_clip: run it in the environment of `make peers`.")
     job = (args.model, args.batch, args.steps)
-    rows = {f"limn, {name}": in_its_own_process(limn_step, *job, **settings) for name, settings in VARIANTS.items()}
+    rows = {f"limner, {name}": in_its_own_process(limner_step, *job, **settings) for name, settings in VARIANTS.items()}
     for name, settings in {"whole": {}, "gradient checkpointing": {"recompute": True}}.items():
         rows[f"open_clip, {name}"] = in_its_own_process(open_clip_step, *job, **settings)
     for name, row in rows.items():

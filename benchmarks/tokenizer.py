@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # before tokenizers is imported
 
-from limn.data.tokenizer import Tokenizer
+from limner.data.tokenizer import Tokenizer
 
 REPEATS = 5
 COLOURS = ["red", "green", "blue", "grey", "white", "brown", "yellow", "dark", "bright", "old"]
@@ -54,7 +54,7 @@ def rate(encode: Callable[[Sequence[str]], Any], captions: list[str]) -> float:
 
 
 def measure(captions: list[str]) -> dict[str, Any]:
-    encoders: dict[str, Callable[[Sequence[str]], Any]] = {"limn": Tokenizer.openai()}
+    encoders: dict[str, Callable[[Sequence[str]], Any]] = {"limner": Tokenizer.openai()}
     row: dict[str, Any] = {"captions": len(captions), "words": sum(len(caption.split()) for caption in captions)}
     try:
         from open_clip.tokenizer import SimpleTokenizer  # pyright: ignore[reportMissingImports]
@@ -68,8 +68,8 @@ def measure(captions: list[str]) -> dict[str, Any]:
             rates[name].append(rate(encode, captions))
     row["captions_per_second"] = {name: round(statistics.median(values)) for name, values in rates.items()}
     if "openai" in encoders:
-        row["ratio"] = statistics.median(rates["limn"]) / statistics.median(rates["openai"])
-        ours, theirs = encoders["limn"](captions), encoders["openai"](captions).numpy()
+        row["ratio"] = statistics.median(rates["limner"]) / statistics.median(rates["openai"])
+        ours, theirs = encoders["limner"](captions), encoders["openai"](captions).numpy()
         row["ids_equal"] = int((ours == theirs).all(1).sum())
     return row
 

@@ -1,14 +1,14 @@
-"""limn's encoders beside open_clip's on the same machine, in the same run, as JSON.
+"""limner's encoders beside open_clip's on the same machine, in the same run, as JSON.
 
 Both sides have random weights of the same architecture and get the same pixels and token ids. Each runs in a process
-of its own, as its users run it (training: limn with the allocator setting and the fused AdamW of `limn train`,
+of its own, as its users run it (training: limner with the allocator setting and the fused AdamW of `limner train`,
 open_clip with the AdamW of its training script; encoding: both as they are), and the two take turns, so that a busy
 machine slows both alike. The speed-up is the ratio of the medians. Captions have lengths as in web text, log-normal,
 18 tokens on average; open_clip runs its own code path: 77 tokens, its own loss.
 
     python benchmarks/towers.py [--models ViT-B/32 RN50] [--precision fp32 bf16] [--batch 32] [--repeats 5]
 
-Needs open_clip_torch beside limn (make peers).
+Needs open_clip_torch beside limner (make peers).
 """
 
 import argparse
@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limn.config import OptimConfig
-from limn.model.zoo import ZOO, create
-from limn.objectives.contrastive import contrastive_loss
-from limn.progress import say
-from limn.training.allocator import keep_freed_memory
-from limn.training.optimizer import make_optimizer
+from limner.config import OptimConfig
+from limner.model.zoo import ZOO, create
+from limner.objectives.contrastive import contrastive_loss
+from limner.progress import say
+from limner.training.allocator import keep_freed_memory
+from limner.training.optimizer import make_optimizer
 
 NAMES = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 PROMPTS_AT_ONCE = 256
@@ -59,15 +59,15 @@ def imagenet_prompts(number: int) -> Tensor:
 
 
 def open_clip() -> Any:
-    """The peer, which is not installed where limn is developed."""
+    """The peer, which is not installed where limner is developed."""
     return importlib.import_module("open_clip")
 
 
 def serve(side: str, training: bool, name: str, precision: str, batch: int, prompts: int, pipe: Connection) -> None:
     """One side in its own process: runs what it is asked to, answers with the seconds."""
-    if side == "limn" and training:
+    if side == "limner" and training:
         keep_freed_memory()
-    work = (limn_work if side == "limn" else open_clip_work)(name, precision, batch, prompts)
+    work = (limner_work if side == "limner" else open_clip_work)(name, precision, batch, prompts)
     pipe.send("ready")
     while (task := pipe.recv()) != "end":
         start = time.perf_counter()
@@ -75,7 +75,7 @@ def serve(side: str, training: bool, name: str, precision: str, batch: int, prom
         pipe.send(time.perf_counter() - start)
 
 
-def limn_work(name: str, precision: str, batch: int, prompts: int) -> dict[str, Callable[[], Any]]:
+def limner_work(name: str, precision: str, batch: int, prompts: int) -> dict[str, Callable[[], Any]]:
     model = create(name)
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6))
 
@@ -145,8 +145,8 @@ def in_turns(task: str, pipes: dict[str, Connection], repeats: int, warm_up: int
             if repeat >= warm_up:
                 seconds[side].append(took)
     medians = {f"{side}_s": statistics.median(took) for side, took in seconds.items()}
-    ratios = sorted(theirs / ours for ours, theirs in zip(seconds["limn"], seconds["open_clip"], strict=True))
-    speedup = medians["open_clip_s"] / medians["limn_s"]
+    ratios = sorted(theirs / ours for ours, theirs in zip(seconds["limner"], seconds["open_clip"], strict=True))
+    speedup = medians["open_clip_s"] / medians["limner_s"]
     return medians | {"speedup": speedup, "least": ratios[0], "most": ratios[-1]}
 
 
@@ -175,7 +175,7 @@ def two_sides(training: bool, *job: Any) -> Iterator[dict[str, Connection]]:
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
-    for side in ("limn", "open_clip"):
+    for side in ("limner", "open_clip"):
         pipes[side], end = context.Pipe()
         processes.append(context.Process(target=serve, args=(side, training, *job, end)))
         processes[-1].start()

@@ -11,13 +11,13 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from limn.data.tokenizer import Tokenizer
-from limn.demo import run_demo
+from limner.data.tokenizer import Tokenizer
+from limner.demo import run_demo
 
 os.environ["COLUMNS"] = "100"  # help texts wrap at a fixed width
 os.environ["NO_COLOR"] = "1"
-settings.register_profile("limn", deadline=None, derandomize=True)  # a busy machine does not fail a test
-settings.load_profile("limn")
+settings.register_profile("limner", deadline=None, derandomize=True)  # a busy machine does not fail a test
+settings.load_profile("limner")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +31,7 @@ def same_global_state() -> Iterator[None]:
     """Tests leave torch's random state, default dtype and gradient mode as they found them."""
     state, dtype, mode = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
     yield
-    assert torch.equal(torch.get_rng_state(), state), "the test, or limn, used torch's global random state"
+    assert torch.equal(torch.get_rng_state(), state), "the test, or limner, used torch's global random state"
     assert torch.get_default_dtype() == dtype and torch.is_grad_enabled() == mode
 
 
@@ -77,7 +77,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished `limn demo --source digits`: pairs, model, evaluation, report."""
+    """A finished `limner demo --source digits`: pairs, model, evaluation, report."""
     folder = tmp_path_factory.mktemp("digits")
     before = Path.cwd()
     os.chdir(folder)

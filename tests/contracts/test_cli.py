@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from limn.cli import VERBS, main
+from limner.cli import VERBS, main
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "help.txt"
 
 
-def limn(*args: str) -> subprocess.CompletedProcess[str]:
+def limner(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "limn", *args], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "limner", *args], capture_output=True, text=True, timeout=120, check=False
     )
 
 
 def without_torch(args: list[str]) -> None:
     """Run a command line in a process of its own and fail if it imported torch."""
-    lines = ["import sys", "from limn.cli import main", f"try: main({args!r})", "except SystemExit: pass"]
+    lines = ["import sys", "from limner.cli import main", f"try: main({args!r})", "except SystemExit: pass"]
     code = "\n".join([*lines, "assert 'torch' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
@@ -37,7 +37,7 @@ def test_help_texts_are_the_reviewed_ones(capsys: pytest.CaptureFixture[str], re
     for args in ([], *(name.split() for name in VERBS), ["train", "demo"]):
         assert exit_code(*args, "--help") == 0
         text = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
-        texts.append(f"$ limn {' '.join([*args, '--help'])}\n{text.strip()}\n")
+        texts.append(f"$ limner {' '.join([*args, '--help'])}\n{text.strip()}\n")
     found = "\n".join(texts)
     if request.config.getoption("--update-snapshots"):
         SNAPSHOT.write_text(found)
@@ -49,7 +49,7 @@ def test_help_is_instant_and_does_not_import_torch():
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        assert limn("--help").returncode == 0
+        assert limner("--help").returncode == 0
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5, seconds
 
@@ -60,7 +60,7 @@ def test_a_verbs_help_does_not_import_torch(args: list[str]):
 
 
 def test_an_unknown_flag_suggests_the_near_one():
-    done = limn("train", "demo", "--optim.lrr", "1e-3")
+    done = limner("train", "demo", "--optim.lrr", "1e-3")
     assert done.returncode == 2
     assert "--optim.lr" in done.stderr
 
@@ -78,7 +78,7 @@ def test_an_unknown_verb_or_recipe_suggests_the_near_one(
 
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert exit_code("--version") == 0
-    assert capsys.readouterr().out.startswith("limn ")
+    assert capsys.readouterr().out.startswith("limner ")
 
 
 def test_classify_and_search_print_json(digits_run: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""Every error that limn raises on purpose has the one sentence shape."""
+"""Every error that limner raises on purpose has the one sentence shape."""
 
 import ast
 import re
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import limn
-from limn.errors import ConfigError, LimnError, MissingExtra
+import limner
+from limner.errors import ConfigError, LimnerError, MissingExtra
 
-SRC = Path(limn.__file__).parent
+SRC = Path(limner.__file__).parent
 KINDS = {"ConfigError", "DataError", "ModelError", "StorageError", "TrainingError"}
 CALLS = [
     (path.relative_to(SRC).as_posix(), node)
@@ -45,8 +45,8 @@ def test_there_are_sentences_to_check():
 def test_the_message():
     error = ConfigError("lr of optim", must="be positive", got=-1, then="Recipes use 5e-4 to 3e-3.")
     assert str(error) == "lr of optim must be positive. Got -1. Recipes use 5e-4 to 3e-3."
-    assert isinstance(error, LimnError) and isinstance(error, ValueError) and error.exit_code == 2
+    assert isinstance(error, LimnerError) and isinstance(error, ValueError) and error.exit_code == 2
 
 
 def test_a_missing_extra_says_what_to_install():
-    assert "pip install 'limn[demo]'" in str(MissingExtra("resvg-py", extra="demo", needed_for="drawing"))
+    assert "pip install 'limner[demo]'" in str(MissingExtra("resvg-py", extra="demo", needed_for="drawing"))

@@ -3,9 +3,9 @@
 import ast
 from pathlib import Path
 
-import limn
+import limner
 
-SRC = Path(limn.__file__).parent
+SRC = Path(limner.__file__).parent
 ORDER = [
     "errors",
     "files",
@@ -56,7 +56,7 @@ def test_modules_import_only_what_stands_above_them():
         wrong += [
             f"{path.relative_to(SRC)} imports {module}"
             for module in imports_of(path)
-            if module.split(".")[0] == "limn" and part_of(module) not in allowed
+            if module.split(".")[0] == "limner" and part_of(module) not in allowed
         ]
     assert wrong == []
 
@@ -67,7 +67,7 @@ def test_config_needs_the_standard_library_only():
         "dataclasses",
         "pathlib",
         "typing",
-        "limn",
+        "limner",
     }
 
 

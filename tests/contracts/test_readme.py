@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from limn.cli import main
+from limner.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -22,10 +22,10 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_tree_is_the_real_one():
-    (tree,) = (block for block in blocks("") if block.startswith("src/limn/"))
+    (tree,) = (block for block in blocks("") if block.startswith("src/limner/"))
     lines = [line.split()[0] for line in tree.splitlines()]
     inside = [line for line in lines[1:] if tree.splitlines()[lines.index(line)].startswith("  ")]
-    source = ROOT / "src" / "limn"
+    source = ROOT / "src" / "limner"
     real = {p.name + ("/" if p.is_dir() else "") for p in source.iterdir()} - {
         "__pycache__/",
         "__init__.py",
@@ -70,7 +70,7 @@ def test_the_commands_work(
         (folder / f"{i}.png").write_bytes(picture(120, 100, seed=i))
         (folder / f"{i}.txt").write_text(f"picture number {i}")
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
-    assert len(commands) >= 8 and all(command.startswith("limn ") for command in commands)
+    assert len(commands) >= 8 and all(command.startswith("limner ") for command in commands)
     for command in commands:
         with pytest.raises(SystemExit) as exited:
             main(shlex.split(command)[1:])

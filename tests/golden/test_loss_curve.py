@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from limn.config import TrainConfig
-from limn.data.demo import write_demo
-from limn.recipes import digits
-from limn.run import RunDirectory
-from limn.training import loop
+from limner.config import TrainConfig
+from limner.data.demo import write_demo
+from limner.recipes import digits
+from limner.run import RunDirectory
+from limner.training import loop
 
 GOLDEN = Path(__file__).parent / "losses" / "digits.json"
 

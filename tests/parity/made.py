@@ -5,16 +5,16 @@ import hashlib
 import torch
 from torch import Tensor
 
-from limn.config import Architecture
-from limn.model import convert
-from limn.model.clip import CLIP
-from limn.model.store import load_weights
+from limner.config import Architecture
+from limner.model import convert
+from limner.model.clip import CLIP
+from limner.model.store import load_weights
 
 POOL = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))  # a prime: repeats fall on other places
 
 
 def tensor(name: str, shape: torch.Size) -> Tensor:
-    """A tensor of a CLIP by its name in OpenAI's, Hugging Face's or limn's convention, at a natural scale."""
+    """A tensor of a CLIP by its name in OpenAI's, Hugging Face's or limner's convention, at a natural scale."""
     if "num_batches" in name:
         return torch.zeros(shape, dtype=torch.long)
     if name.endswith("logit_scale"):

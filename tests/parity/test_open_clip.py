@@ -1,4 +1,4 @@
-"""The same weights in open_clip and in limn give the same features, for all nine of the paper's models.
+"""The same weights in open_clip and in limner give the same features, for all nine of the paper's models.
 
 open_clip does not install beside every build of torch, so that its outputs are stored: `open_clip.safetensors`, with
 the versions that made them. Where it can be imported (make parity) the two are compared directly, both ways.
@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import limn
-import limn.run
-from limn.config import Architecture, ResNetConfig, TextConfig, ViTConfig
-from limn.data.tokenizer import Tokenizer
-from limn.model import convert
-from limn.model.clip import CLIP
-from limn.model.zoo import PAPER, ZOO
+import limner
+import limner.run
+from limner.config import Architecture, ResNetConfig, TextConfig, ViTConfig
+from limner.data.tokenizer import Tokenizer
+from limner.model import convert
+from limner.model.clip import CLIP
+from limner.model.zoo import PAPER, ZOO
 
 from .made import filled, made_batch, made_clip
 
@@ -102,8 +102,8 @@ def test_theirs_loaded_here(name: str, tmp_path: Path, compare: Callable[..., No
     shape = SHAPES[name]
     theirs = theirs_of(shape)
     save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
-    limn.run.write_json(tmp_path / "open_clip_config.json", convert.open_clip_config(shape, own_tokenizer=False))
-    ours = limn.load(tmp_path)
+    limner.run.write_json(tmp_path / "open_clip_config.json", convert.open_clip_config(shape, own_tokenizer=False))
+    ours = limner.load(tmp_path)
     assert ours.architecture == shape
     batch = made_batch(shape)
     compare(name, "open_clip", "theirs loaded here", our_outputs(ours, *batch), their_outputs(theirs, *batch))
@@ -127,7 +127,7 @@ def test_another_resolution_is_theirs(tmp_path: Path, compare: Callable[..., Non
     import open_clip  # it cannot resize the positions of a ResNet's pool
 
     made_clip(TINY).save(tmp_path)
-    ours = limn.load(tmp_path, image_size=96)
+    ours = limner.load(tmp_path, image_size=96)
     with torch.random.fork_rng():
         theirs = open_clip.create_model(f"local-dir:{tmp_path}", force_image_size=96).eval()
     batch = made_batch(ours.architecture)
@@ -141,7 +141,7 @@ def test_their_tokenizer_reads_ours(tmp_path: Path, tokenizer: Tokenizer):
     import open_clip
 
     for own in (tokenizer, Tokenizer.openai()):
-        limn.create("ViT-mini", tokenizer=own).save(tmp_path)
+        limner.create("ViT-mini", tokenizer=own).save(tmp_path)
         texts = ["a dog on a table", "picture number 12, drawn by hand", "a"]
         theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(texts)
         ours = torch.from_numpy(own(texts))

@@ -1,4 +1,4 @@
-"""transformers reads what limn writes and limn reads what transformers writes, with the same features.
+"""transformers reads what limner writes and limner reads what transformers writes, with the same features.
 
 transformers has no modified ResNet: those are compared with open_clip.
 """
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import limn
-from limn.config import Architecture, TextConfig, ViTConfig
-from limn.data.tokenizer import Tokenizer
-from limn.model.clip import CLIP
-from limn.model.zoo import PAPER, ZOO
+import limner
+from limner.config import Architecture, TextConfig, ViTConfig
+from limner.data.tokenizer import Tokenizer
+from limner.model.clip import CLIP
+from limner.model.zoo import PAPER, ZOO
 
 from .made import filled, made_batch, made_clip
 
@@ -89,7 +89,7 @@ def their_outputs(
 def test_theirs_loaded_here(name: str, tmp_path: Path, compare: Callable[..., None]):
     theirs = theirs_of(SHAPES[name])
     theirs.save_pretrained(tmp_path)
-    ours = limn.load(tmp_path)
+    ours = limner.load(tmp_path)
     assert ours.architecture == SHAPES[name]
     batch = made_batch(SHAPES[name])
     compare(name, "transformers", "theirs loaded here", our_outputs(ours, *batch), their_outputs(theirs, *batch))
@@ -106,7 +106,7 @@ def test_ours_loaded_there(name: str, tmp_path: Path, compare: Callable[..., Non
 
 def test_their_processor_reads_our_preprocessing_and_tokenizer(tmp_path: Path, tokenizer: Tokenizer):
     for own in (tokenizer, Tokenizer.openai()):
-        model = limn.create("ViT-mini", tokenizer=own)
+        model = limner.create("ViT-mini", tokenizer=own)
         model.save(tmp_path)
         texts = ["a dog on a table", "picture number 12, drawn by hand", "a"]
         ids = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"]

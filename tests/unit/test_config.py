@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-import limn.config
-from limn.config import Architecture, ImageConfig, OptimConfig, RunConfig, TrainConfig, resolve
-from limn.errors import ConfigError
-from limn.model.zoo import ZOO
-from limn.recipes import RECIPES
-from limn.run import from_json, to_json
+import limner.config
+from limner.config import Architecture, ImageConfig, OptimConfig, RunConfig, TrainConfig, resolve
+from limner.errors import ConfigError
+from limner.model.zoo import ZOO
+from limner.recipes import RECIPES
+from limner.run import from_json, to_json
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -26,11 +26,11 @@ def test_architectures_survive_json(name: str):
 def test_recipes_name_a_model_of_the_zoo_and_say_what_they_do(name: str):
     recipe = RECIPES[name]
     assert recipe().model in ZOO
-    assert f"limn train {name}" in (recipe.__doc__ or "") and "NUMBERS" not in (recipe.__doc__ or "")
+    assert f"limner train {name}" in (recipe.__doc__ or "") and "NUMBERS" not in (recipe.__doc__ or "")
 
 
 def test_config_classes_are_frozen_and_keyword_only():
-    classes = [c for c in vars(limn.config).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
+    classes = [c for c in vars(limner.config).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
     assert len(classes) >= 8
     for cls in classes:
         parameters = cls.__dataclass_params__  # type: ignore[attr-defined]

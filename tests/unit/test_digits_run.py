@@ -1,4 +1,4 @@
-"""The whole of limn on real handwriting: does it learn, and is everything there that a person is promised?"""
+"""The whole of limner on real handwriting: does it learn, and is everything there that a person is promised?"""
 
 import json
 import re
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from limn.config import RunConfig
-from limn.demo import run_demo, train_or_continue
-from limn.errors import ConfigError
-from limn.run import RunDirectory
+from limner.config import RunConfig
+from limner.demo import run_demo, train_or_continue
+from limner.errors import ConfigError
+from limner.run import RunDirectory
 
 
 def test_it_learns_to_read_digits(digits_run: Path):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from limn.errors import StorageError
-from limn.files import replacing, sha256_of, write_bytes, write_text
+from limner.errors import StorageError
+from limner.files import replacing, sha256_of, write_bytes, write_text
 
 
 def test_written_whole(tmp_path: Path):
@@ -29,8 +29,8 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from limn.errors import StorageError
-from limn.files import write_bytes
+from limner.errors import StorageError
+from limner.files import write_bytes
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     write_bytes(Path(sys.argv[1]), b"x" * 5000)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limn.config import Architecture, ResNetConfig, TextConfig, ViTConfig, resolve
-from limn.model.clip import CLIP
-from limn.model.store import load
-from limn.model.zoo import ZOO, create
-from limn.recipes import PAPER, RECIPES
-from limn.run import RunDirectory
-from limn.training.loop import train
-from limn.training.optimizer import gains_and_biases, halve_weights, make_optimizer
-from limn.training.schedule import lr_share
+from limner.config import Architecture, ResNetConfig, TextConfig, ViTConfig, resolve
+from limner.model.clip import CLIP
+from limner.model.store import load
+from limner.model.zoo import ZOO, create
+from limner.recipes import PAPER, RECIPES
+from limner.run import RunDirectory
+from limner.training.loop import train
+from limner.training.optimizer import gains_and_biases, halve_weights, make_optimizer
+from limner.training.schedule import lr_share
 
 # tables 18, 19 and 20 of the paper
 TABLE = {
@@ -35,7 +35,7 @@ TABLE = {
 
 def test_the_paper_is_complete():
     assert list(TABLE) == [recipe.__name__ for recipe in PAPER]
-    assert all(recipe.__doc__ and "limn train " in recipe.__doc__ for recipe in RECIPES.values())
+    assert all(recipe.__doc__ and "limner train " in recipe.__doc__ for recipe in RECIPES.values())
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -1,6 +1,6 @@
 """Hostile data, made up here: shards, pictures, captions and indexes that somebody made by accident or on purpose.
 
-Each case is a function that writes into an empty folder and says what limn should make of it. Beside what is hostile
+Each case is a function that writes into an empty folder and says what limner should make of it. Beside what is hostile
 lie four good pairs, which have to come through. `big` makes the case as large as benchmarks/hostile.py wants it; small
 ones are for the tests. The same bytes each time.
 """
@@ -24,13 +24,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from limn.config import ImageConfig
-from limn.data.decode import DAMAGED, NO_PICTURE, TOO_LONG, TOO_MANY_PIXELS
-from limn.data.loader import Loader
-from limn.data.pairs import EMPTY, TOO_LARGE
-from limn.data.sources import read_pairs
-from limn.data.tokenizer import Tokenizer
-from limn.errors import DataError
+from limner.config import ImageConfig
+from limner.data.decode import DAMAGED, NO_PICTURE, TOO_LONG, TOO_MANY_PIXELS
+from limner.data.loader import Loader
+from limner.data.pairs import EMPTY, TOO_LARGE
+from limner.data.sources import read_pairs
+from limner.data.tokenizer import Tokenizer
+from limner.errors import DataError
 
 GOOD = 4
 BLOCK = 512
@@ -43,7 +43,7 @@ BAD_CHANCES = "caption_probabilities that do not fit the captions"
 
 @dataclass(frozen=True)
 class Expected:
-    """What limn should make of a case. Reasons are compared up to their first bracket."""
+    """What limner should make of a case. Reasons are compared up to their first bracket."""
 
     pairs: int = GOOD
     skipped: dict[str, int] = field(default_factory=dict)
@@ -402,7 +402,7 @@ def nested_tars(folder: Path, big: bool) -> Expected:
 @case
 def names_that_lead_out(folder: Path, big: bool) -> Expected:
     blocks = [
-        pair(key, encoded("JPEG")) for key in ("../out", "/tmp/limn-out", "../../../../tmp/limn-out", "a/../../b")
+        pair(key, encoded("JPEG")) for key in ("../out", "/tmp/limner-out", "../../../../tmp/limner-out", "a/../../b")
     ]
     shard(folder, *blocks, member("..", b"x"), member("", b"x"), member("/", b"x"))
     return Expected(pairs=GOOD + 4, noted={"shard member without a name before its dot": 3})
@@ -618,8 +618,8 @@ def pictures_that_are_fifos_and_links(folder: Path, big: bool) -> Expected:
 @case
 def index_of_noise(folder: Path, big: bool) -> Expected:
     path = shard(folder)
-    (folder / ".limn").mkdir()
-    (folder / ".limn" / f"{path.name}.index").write_bytes(random.Random(0).randbytes(5000))
+    (folder / ".limner").mkdir()
+    (folder / ".limner" / f"{path.name}.index").write_bytes(random.Random(0).randbytes(5000))
     return Expected()
 
 
@@ -630,7 +630,7 @@ def changed_index(
     path = shard(folder)
     os.truncate(path, path.stat().st_size + hole)  # after the tar's end; it takes no room on disk
     read_pairs(folder)
-    file = folder / ".limn" / f"{path.name}.index"
+    file = folder / ".limner" / f"{path.name}.index"
     with safe_open(file, framework="np") as opened:
         metadata = opened.metadata()
         arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
@@ -689,15 +689,15 @@ def index_whose_captions_are_not_utf8(folder: Path, big: bool) -> Expected:
 @case
 def index_folder_that_leads_out(folder: Path, big: bool) -> Expected:
     shard(folder)
-    (folder / ".limn").symlink_to(folder.parent)
+    (folder / ".limner").symlink_to(folder.parent)
     return Expected()
 
 
 @case
 def index_that_is_a_fifo(folder: Path, big: bool) -> Expected:
     path = shard(folder)
-    (folder / ".limn").mkdir()
-    os.mkfifo(folder / ".limn" / f"{path.name}.index")
+    (folder / ".limner").mkdir()
+    os.mkfifo(folder / ".limner" / f"{path.name}.index")
     return Expected()
 
 

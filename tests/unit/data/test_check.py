@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limn.cli import main
-from limn.data import check as checking
-from limn.data.check import Finding, check, describe_pair, find_pair, look_of, stats
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, DataError
-from limn.files import sha256_of
+from limner.cli import main
+from limner.data import check as checking
+from limner.data.check import Finding, check, describe_pair, find_pair, look_of, stats
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ConfigError, DataError
+from limner.files import sha256_of
 
 OPENAI = cache(Tokenizer.openai)
 
@@ -28,7 +28,7 @@ OPENAI = cache(Tokenizer.openai)
 def one_tokenizer(monkeypatch: pytest.MonkeyPatch):
     """Loading the paper's vocabulary takes half a second."""
     OPENAI().cut = 0
-    monkeypatch.setattr("limn.data.check.Tokenizer.openai", OPENAI)
+    monkeypatch.setattr("limner.data.check.Tokenizer.openai", OPENAI)
 
 
 def of(findings: checking.Findings) -> dict[str, Finding]:
@@ -125,7 +125,7 @@ def test_pictures_that_stand_still_are_left(folder_of_pairs: Path, monkeypatch: 
 
     monkeypatch.setattr(checking, "decode", slow)
     monkeypatch.setattr(checking, "DEADLINE_SECONDS", 1.0)
-    monkeypatch.setattr("limn.data.workers.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("limner.data.workers.LOOK_SECONDS", 0.02)
     found, _ = check(str(folder_of_pairs), batch_size=32, workers=2)
     over.set()
     assert [(one.key, one.reason) for one in found.unreadable] == [("09.png", checking.LATE)]
@@ -142,7 +142,7 @@ def test_a_read_that_never_returns_would_stop_training(folder_of_pairs: Path, mo
 
     monkeypatch.setattr(checking, "read_again", slow)
     monkeypatch.setattr(checking, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr("limn.data.workers.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("limner.data.workers.LOOK_SECONDS", 0.02)
     found, _ = check(str(folder_of_pairs), batch_size=32, workers=2)
     over.set()
     assert of(found)["unreadable: over 60 s to read"].severity == "error" and not found.would_run
@@ -214,7 +214,7 @@ def test_without_the_extra_languages_are_left_out_and_said_to_be(
     monkeypatch.setitem(sys.modules, "py3langid", None)
     found, _ = check(str(folder_of_pairs), batch_size=32)
     assert found.languages is None and found.would_run
-    assert "pip install 'limn[data]'" in of(found)["captions whose language was not looked at"].advice
+    assert "pip install 'limner[data]'" in of(found)["captions whose language was not looked at"].advice
 
 
 @pytest.mark.parametrize(("batch_size", "severity"), [(41, "error"), (40, "warning"), (38, None)])
@@ -353,7 +353,7 @@ def test_fewer_shards_than_readers_is_no_matter(tmp_path: Path, picture: Callabl
         shard(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
     found, _ = check(str(tmp_path), batch_size=32, ranks=2, workers=2)
     finding = of(found)["fewer shards than the 4 readers of all ranks"]
-    assert finding.severity == "note" and finding.count == 3 and "No matter for limn" in finding.advice
+    assert finding.severity == "note" and finding.count == 3 and "No matter for limner" in finding.advice
     assert not check(str(tmp_path), batch_size=32, ranks=1, workers=3)[0].findings
 
 

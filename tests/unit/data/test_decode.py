@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from limn.data import decode as module
-from limn.data.decode import centre_crop, decode, random_crop, shorter_side, shorter_side_fast, to_rgb
-from limn.errors import DataError
+from limner.data import decode as module
+from limner.data.decode import centre_crop, decode, random_crop, shorter_side, shorter_side_fast, to_rgb
+from limner.errors import DataError
 
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))  # 48 x 64, a ramp
 
@@ -107,7 +107,7 @@ def test_a_strip_is_refused_before_it_is_blown_up():
 
 
 @given(data=st.data())
-def test_damaged_pictures_are_errors_of_limn_or_pictures(data: st.DataObject):
+def test_damaged_pictures_are_errors_of_limner_or_pictures(data: st.DataObject):
     exif = Image.Exif()
     exif[0x0112] = 6
     content = bytearray(encoded(Image.fromarray(rgb(GREY)), "JPEG", exif=exif))

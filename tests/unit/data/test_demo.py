@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limn.data import demo as module
-from limn.data.demo import write_demo
-from limn.data.sources import read_pairs
-from limn.errors import DataError
+from limner.data import demo as module
+from limner.data.demo import write_demo
+from limner.data.sources import read_pairs
+from limner.errors import DataError
 
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><rect width="36" height="72" fill="#{colour}"/></svg>'

@@ -17,21 +17,21 @@ from typing import IO, Any
 import pytest
 
 from hostile import CASES, GOOD, encoded, is_as, member, pair, shard, through
-from limn.config import ImageConfig
-from limn.data import index, loader, workers
-from limn.data.index import members
-from limn.data.loader import Loader
-from limn.data.pairs import Pair, Source
-from limn.data.sources import read_pairs
-from limn.data.tokenizer import Tokenizer
-from limn.errors import DataError
+from limner.config import ImageConfig
+from limner.data import index, loader, workers
+from limner.data.index import members
+from limner.data.loader import Loader
+from limner.data.pairs import Pair, Source
+from limner.data.sources import read_pairs
+from limner.data.tokenizer import Tokenizer
+from limner.errors import DataError
 
 HANGS = "index-that-is-a-fifo"
 """It would stop the tests: tried in a process of its own."""
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Everything in a folder, but for what limn may write."""
+    """Everything in a folder, but for what limner may write."""
     return {
         path.relative_to(folder).as_posix(): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in sorted(folder.rglob("*"))
@@ -46,7 +46,7 @@ def outer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(parents=True)
     for name in ("precious/deep/notes.txt", "secret.txt"):
         (tmp_path / name).write_text("as it was")
-    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path / "precious")
     index._indexes.clear()
     return tmp_path
@@ -56,7 +56,7 @@ def cases() -> list[object]:
     return [name for name in CASES if name != HANGS]
 
 
-@pytest.mark.filterwarnings("ignore:::PIL")  # as limn does; pytest makes errors of them
+@pytest.mark.filterwarnings("ignore:::PIL")  # as limner does; pytest makes errors of them
 @pytest.mark.parametrize("name", cases())
 def test_what_is_hostile_is_counted_or_told(
     name: str, outer: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
@@ -72,7 +72,7 @@ def test_what_is_hostile_is_counted_or_told(
 
 def test_an_index_that_is_a_fifo_is_not_waited_for(outer: Path):
     CASES[HANGS](outer / "data", False)
-    code = f"from limn.data.sources import read_pairs; print(len(read_pairs({str(outer / 'data')!r})))"
+    code = f"from limner.data.sources import read_pairs; print(len(read_pairs({str(outer / 'data')!r})))"
     done = subprocess.run([sys.executable, "-c", code], timeout=6, capture_output=True, check=True)
     assert done.stdout == b"4\n"
 
@@ -282,9 +282,9 @@ def test_a_process_ends_although_its_reads_do_not(outer: Path):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from hostile import through
-from limn.data import loader, workers
-from limn.data.tokenizer import Tokenizer
-from limn.data.pairs import Pair
+from limner.data import loader, workers
+from limner.data.tokenizer import Tokenizer
+from limner.data.pairs import Pair
 Pair.read = lambda pair: time.sleep(600)
 loader.Loader.__init__.__kwdefaults__["patience_seconds"] = 0.3
 workers.CLOSE_SECONDS = 0.1

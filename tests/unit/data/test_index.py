@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from limn.data import index
-from limn.data.index import CutShort, Member, index_file, members
-from limn.data.sources import read_pairs
-from limn.errors import DataError, StorageError
+from limner.data import index
+from limner.data.index import CutShort, Member, index_file, members
+from limner.data.sources import read_pairs
+from limner.errors import DataError, StorageError
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 SIGNS = st.characters(exclude_categories=("Cs",), exclude_characters="/\0")
@@ -44,7 +44,7 @@ def by_tarfile(path: Path) -> list[tuple[str, int, int]]:
         return [(info.name, info.offset_data, info.size) for info in tar if info.isfile() and not info.issparse()]
 
 
-def by_limn(path: Path, noted: Counter[str] | None = None) -> list[tuple[str, int, int]]:
+def by_limner(path: Path, noted: Counter[str] | None = None) -> list[tuple[str, int, int]]:
     with path.open("rb") as file:
         return [tuple(member) for member in members(file, Counter() if noted is None else noted)]
 
@@ -62,7 +62,7 @@ def test_members_are_those_of_tarfile(
     path = tmp_path_factory.getbasetemp() / "members.tar"
     if not tar_of(contents, format, path):
         return
-    found = by_limn(path)
+    found = by_limner(path)
     assert found == by_tarfile(path)
     whole = path.read_bytes()
     assert [whole[offset : offset + size] for _, offset, size in found] == list(contents.values())
@@ -75,7 +75,7 @@ def test_members_of_a_cut_tar_are_the_first_ones_of_the_whole(
 ):
     path = tmp_path_factory.getbasetemp() / "cut.tar"
     tar_of({f"{'d' * 90}/{'n' * 60}{i}.jpg": bytes(700) for i in range(4)}, format, path)
-    whole = by_limn(path)
+    whole = by_limner(path)
     os.truncate(path, min(cut, path.stat().st_size))
     found: list[tuple[str, int, int]] = []
     try:
@@ -103,7 +103,7 @@ def test_whatever_a_byte_is_changed_to_nothing_but_cut_short_is_raised(
             content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path.write_bytes(content)
     try:
-        found = by_limn(path)
+        found = by_limner(path)
     except CutShort:
         return
     assert all(0 <= offset <= offset + size <= len(content) for _, offset, size in found)
@@ -117,7 +117,7 @@ def test_links_and_folders_are_no_members(tmp_path: Path):
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
     noted = Counter[str]()
-    assert by_limn(tmp_path / "0.tar", noted) == []
+    assert by_limner(tmp_path / "0.tar", noted) == []
     assert noted == {"shard member that is not a plain file": len(kinds) - 1}
 
 
@@ -127,7 +127,7 @@ def test_links_and_folders_are_no_members(tmp_path: Path):
 @pytest.fixture
 def shard(tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A shard of two pairs."""
-    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     index._indexes.clear()
     return write(tmp_path / "data" / "0.tar", picture, "one", "two")
@@ -162,7 +162,7 @@ def captions(path: Path) -> list[str]:
 def test_an_index_is_built_once(shard: Path, built: list[Path]):
     assert captions(shard) == captions(shard) == captions(shard.parent) == ["one", "two"]
     assert built == [shard]
-    assert sorted(path.name for path in (shard.parent / ".limn").iterdir()) == ["0.tar.index"]
+    assert sorted(path.name for path in (shard.parent / ".limner").iterdir()) == ["0.tar.index"]
 
 
 def test_a_shard_with_another_time_and_the_same_content_keeps_its_index(shard: Path, built: list[Path]):
@@ -198,7 +198,7 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(
 
     monkeypatch.setattr(index, "write_bytes", refusing)
     assert captions(shard) == captions(shard) == ["one", "two"]
-    assert built == [shard] and not (shard.parent / ".limn").exists()
+    assert built == [shard] and not (shard.parent / ".limner").exists()
     assert len(list((shard.parents[1] / "cache" / "indexes").iterdir())) == 1
 
 
@@ -209,7 +209,7 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(
         lambda content: content[:-1],
         lambda content: content[:100],
         lambda content: b"\xff" * 8 + content[8:],
-        lambda content: content.replace(b"limn index 1", b"limn index 0"),
+        lambda content: content.replace(b"limner index 1", b"limner index 0"),
         lambda content: content.replace(b'\\"sha256\\"', b'\\"sha2\\"56\\'),
         lambda content: b"\x80\x04\x95" + content,
     ],

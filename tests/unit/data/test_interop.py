@@ -1,4 +1,4 @@
-"""What limn writes is read by others, and what others write by limn."""
+"""What limner writes is read by others, and what others write by limner."""
 
 import gc
 import io
@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from limn.data.shards import Sample, write_shards
-from limn.data.sources import read_pairs, read_pictures
+from limner.data.shards import Sample, write_shards
+from limner.data.sources import read_pairs, read_pictures
 
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
@@ -34,7 +34,7 @@ def datasets(offline: None) -> Any:
 
 @pytest.fixture
 def written(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
-    """25 pairs in three shards that limn wrote and has read."""
+    """25 pairs in three shards that limner wrote and has read."""
     samples = [
         Sample(
             picture=picture(seed=seed),
@@ -48,7 +48,7 @@ def written(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     ]
     write_shards(samples, tmp_path / "set", origin={"source": "test"}, per_shard=10)
     read_pairs(tmp_path / "set")
-    assert (tmp_path / "set" / ".limn").is_dir() and (tmp_path / "set" / "manifest.json").is_file()
+    assert (tmp_path / "set" / ".limner").is_dir() and (tmp_path / "set" / "manifest.json").is_file()
     return tmp_path / "set"
 
 
@@ -57,7 +57,7 @@ def written(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
 
 @pytest.mark.filterwarnings("ignore:unclosed file .*tar:ResourceWarning")  # webdataset leaves shards open
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*tar:pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_what_limn_writes(written: Path):
+def test_webdataset_reads_what_limner_writes(written: Path):
     webdataset = pytest.importorskip("webdataset")
     pattern = str(written / "{00000..00002}.tar")
     read = list(webdataset.WebDataset(pattern, shardshuffle=False))
@@ -69,7 +69,7 @@ def test_webdataset_reads_what_limn_writes(written: Path):
     assert [json.loads(sample["json"])["captions"] for sample in read] == [list(pair.captions) for pair in pairs]
 
 
-def test_datasets_reads_what_limn_writes(written: Path, tmp_path: Path, datasets: Any):
+def test_datasets_reads_what_limner_writes(written: Path, tmp_path: Path, datasets: Any):
     files, cache = str(written / "*.tar"), str(tmp_path / "datasets")
     read = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=cache)
     pairs = list(read_pairs(written))

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from limn.config import ImageConfig
-from limn.data import loader as module
-from limn.data import workers
-from limn.data.decode import centre_crop, decode
-from limn.data.loader import Loader, read_centre
-from limn.data.pairs import Pair
-from limn.data.shards import repack
-from limn.data.sources import read_pairs
-from limn.data.tokenizer import Tokenizer
-from limn.errors import DataError
+from limner.config import ImageConfig
+from limner.data import loader as module
+from limner.data import workers
+from limner.data.decode import centre_crop, decode
+from limner.data.loader import Loader, read_centre
+from limner.data.pairs import Pair
+from limner.data.shards import repack
+from limner.data.sources import read_pairs
+from limner.data.tokenizer import Tokenizer
+from limner.errors import DataError
 
 
 def loader(folder: Path, tokenizer: Tokenizer, **changes: int) -> Loader:

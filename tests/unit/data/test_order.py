@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limn.data import order as module
-from limn.data.order import Order, permuted, quality, uniform
+from limner.data import order as module
+from limner.data.order import Order, permuted, quality, uniform
 
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any)
 MAYBE = st.lists(st.integers(0, 60), max_size=8)

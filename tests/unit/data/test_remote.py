@@ -15,11 +15,11 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from limn.data import index, remote
-from limn.data.remote import content_of, expect, listing, local, size_of
-from limn.data.sources import absolute, read_pairs
-from limn.errors import ConfigError, DataError, StorageError
-from limn.files import sha256_of
+from limner.data import index, remote
+from limner.data.remote import content_of, expect, listing, local, size_of
+from limner.data.sources import absolute, read_pairs
+from limner.errors import ConfigError, DataError, StorageError
+from limner.files import sha256_of
 
 
 class Odd(MemoryFileSystem):
@@ -54,8 +54,8 @@ class Odd(MemoryFileSystem):
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LIMN_CACHE_GB", raising=False)
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LIMNER_CACHE_GB", raising=False)
     monkeypatch.setattr(remote, "AGAIN", (0.0, 0.0))
     monkeypatch.setattr(remote, "_expected", {})
     fsspec.register_implementation("odd", Odd, clobber=True)
@@ -126,7 +126,7 @@ def test_processes_that_want_one_file_fetch_it_once(tmp_path: Path):
     place.unlink()
     other = f"""
 import pathlib, sys, time
-from limn.data.remote import _alone
+from limner.data.remote import _alone
 place = pathlib.Path({str(place)!r})
 with _alone(place):  # in the middle of its fetch
     print("ready", flush=True)
@@ -147,7 +147,7 @@ def used(tmp_path: Path, name: str, seconds: int) -> None:
 
 
 def test_files_that_were_not_used_for_longest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE_GB", "3e-6")
+    monkeypatch.setenv("LIMNER_CACHE_GB", "3e-6")
     for number, name in enumerate("abc"):
         get(put(f"odd://x/{name}", bytes(1000)))
         used(tmp_path, name, number)
@@ -161,7 +161,7 @@ def test_files_that_were_not_used_for_longest_go_first(tmp_path: Path, monkeypat
 
 
 def test_files_in_use_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE_GB", "1e-6")
+    monkeypatch.setenv("LIMNER_CACHE_GB", "1e-6")
     with local(put("odd://x/a", bytes(1000))) as file:
         get(put("odd://x/b", bytes(1000)))
         assert kept(tmp_path) == {"a", "b"} and Path(file.name).exists()
@@ -170,7 +170,7 @@ def test_files_in_use_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_a_killed_process_left_is_deleted_and_what_is_being_written_is_not(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("LIMN_CACHE_GB", "1e-6")
+    monkeypatch.setenv("LIMNER_CACHE_GB", "1e-6")
     folder = tmp_path / "cache" / "fetched"
     folder.mkdir(parents=True)
     old, new = folder / ".x-a.1.partial", folder / ".x-b.2.partial"
@@ -182,7 +182,7 @@ def test_what_a_killed_process_left_is_deleted_and_what_is_being_written_is_not(
 
 
 def test_threads_in_a_cache_that_is_too_small(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE_GB", "2e-6")
+    monkeypatch.setenv("LIMNER_CACHE_GB", "2e-6")
     contents = {put(f"odd://x/{number}", bytes([number]) * 1000): bytes([number]) * 1000 for number in range(6)}
 
     def check(address: str) -> bool:
@@ -196,15 +196,15 @@ def test_threads_in_a_cache_that_is_too_small(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("told", ["0", "-1", "many", "nan", "inf"])
 def test_the_size_of_the_cache_is_a_number(told: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE_GB", told)
-    with pytest.raises(ConfigError, match="LIMN_CACHE_GB must be a positive number"):
+    monkeypatch.setenv("LIMNER_CACHE_GB", told)
+    with pytest.raises(ConfigError, match="LIMNER_CACHE_GB must be a positive number"):
         get(put("odd://x/a", b"x"))
 
 
 def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StorageError, match="Name another one with LIMN_CACHE=FOLDER"):
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match="Name another one with LIMNER_CACHE=FOLDER"):
         get(put("odd://x/a", b"x"))
 
 
@@ -372,24 +372,24 @@ def test_shards_elsewhere_are_as_those_here(shards: Path, address: str):
 
 def test_file_addresses_are_paths(shards: Path, tmp_path: Path):
     assert len(read_pairs(f"file://{shards}")) == 10
-    assert not (tmp_path / "cache").exists() and (shards / ".limn" / "00000.tar.index").exists()
+    assert not (tmp_path / "cache").exists() and (shards / ".limner" / "00000.tar.index").exists()
 
 
 def publish_indexes(shards: Path) -> None:
     read_pairs(shards)
-    for file in (shards / ".limn").iterdir():
-        put(f"odd://bucket/set/.limn/{file.name}", file.read_bytes())
+    for file in (shards / ".limner").iterdir():
+        put(f"odd://bucket/set/.limner/{file.name}", file.read_bytes())
 
 
 def test_an_index_beside_a_shard_is_fetched_instead_of_it(shards: Path):
     publish_indexes(shards)
     source = read_pairs("odd://bucket/set")
     assert source.fingerprint == read_pairs(shards).fingerprint
-    assert set(Odd.opened) == {f"/bucket/set/.limn/0000{number}.tar.index" for number in range(2)}
+    assert set(Odd.opened) == {f"/bucket/set/.limner/0000{number}.tar.index" for number in range(2)}
     assert source[3].read() == read_pairs(shards)[3].read()
     assert Odd.opened["/bucket/set/00000.tar"] == 1 and Odd.opened["/bucket/set/00001.tar"] == 0
     read_pairs("odd://bucket/set")  # by the index in the cache
-    assert Odd.opened["/bucket/set/.limn/00000.tar.index"] == 1
+    assert Odd.opened["/bucket/set/.limner/00000.tar.index"] == 1
 
 
 def test_a_shard_must_be_the_one_that_its_index_is_of(shards: Path):
@@ -454,7 +454,7 @@ def damaged(file: Path, damage: str) -> bytes:
 )
 def test_an_index_elsewhere_that_does_not_fit_is_not_used(shards: Path, damage: str):
     publish_indexes(shards)
-    put("odd://bucket/set/.limn/00001.tar.index", damaged(shards / ".limn" / "00001.tar.index", damage))
+    put("odd://bucket/set/.limner/00001.tar.index", damaged(shards / ".limner" / "00001.tar.index", damage))
     source = read_pairs("odd://bucket/set")
     assert source.fingerprint == read_pairs(shards).fingerprint
     assert Odd.opened["/bucket/set/00001.tar"] == 1 and Odd.opened["/bucket/set/00000.tar"] == 0

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from limn.data import shards as module
-from limn.data.shards import Sample, is_whole, write_shards
-from limn.data.sources import read_pairs
-from limn.errors import DataError
-from limn.files import sha256_of
+from limner.data import shards as module
+from limner.data.shards import Sample, is_whole, write_shards
+from limner.data.sources import read_pairs
+from limner.errors import DataError
+from limner.files import sha256_of
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from limn.data.sources import read_pairs, read_pictures
-from limn.errors import DataError
+from limner.data.sources import read_pairs, read_pictures
+from limner.errors import DataError
 
 
 def test_a_folder(folder_of_pairs: Path):

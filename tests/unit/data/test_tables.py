@@ -7,17 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from limn.data import tables as module
-from limn.data.sources import read_pairs, read_pictures
-from limn.data.tables import Kept, is_table_folder
-from limn.errors import DataError, MissingExtra
+from limner.data import tables as module
+from limner.data.sources import read_pairs, read_pictures
+from limner.data.tables import Kept, is_table_folder
+from limner.errors import DataError, MissingExtra
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_an_index_is_kept_and_follows_the_file(tmp_path: Path, pictures: list[by
         patch.setattr(module, "_places", lambda *_: pytest.fail("the pictures are read again"))
         again = read_pairs(path)
     assert again.fingerprint == before.fingerprint and list(again) == list(before)
-    assert (tmp_path / ".limn" / "x.parquet.index").is_file()
+    assert (tmp_path / ".limner" / "x.parquet.index").is_file()
     pq.write_table(pa.table({"image": images(pictures[5:9]), "caption": list("abcd")}), path)
     after = read_pairs(path)
     assert after.fingerprint != before.fingerprint and [p.read() for p in after] == pictures[5:9]
@@ -282,7 +282,7 @@ def test_a_table_without_pictures(tmp_path: Path):
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "x.parquet").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'limn\[data\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'limner\[data\]'"):
         read_pairs(tmp_path / "x.parquet")
 
 

@@ -11,9 +11,9 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from limn.data import tokenizer as module
-from limn.data.tokenizer import EOS, SOS, Tokenizer, clean
-from limn.errors import ConfigError, ModelError
+from limner.data import tokenizer as module
+from limner.data.tokenizer import EOS, SOS, Tokenizer, clean
+from limner.errors import ConfigError, ModelError
 
 GOLDEN = json.loads(Path(__file__).with_name("openai_tokens.json").read_text())
 CAPTIONS = ["a photo of a dog.", "It's 12 o'clock, they'll see!", "A  Dog\ton (a) TABLE"]
@@ -172,7 +172,7 @@ def test_files_that_are_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path, monke
         with pytest.raises(ModelError, match=match):
             Tokenizer.load(path)
 
-    refused("{", re.escape("limn tokenizer train"))
+    refused("{", re.escape("limner tokenizer train"))
     refused("[" * 100_000, "RecursionError")
     refused([], "readable")
     refused({}, "KeyError")

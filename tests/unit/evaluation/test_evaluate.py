@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limn.data.shards import Sample, write_classes, write_shards
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, DataError, ModelError
-from limn.evaluation.classify import classify_pictures
-from limn.evaluation.metrics import ranks, share_within, wilson
-from limn.evaluation.suite import evaluate_task, retrieval
-from limn.evaluation.zero_shot import ZeroShotClassifier
-from limn.model.clip import CLIP
-from limn.model.zoo import create
+from limner.data.shards import Sample, write_classes, write_shards
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ConfigError, DataError, ModelError
+from limner.evaluation.classify import classify_pictures
+from limner.evaluation.metrics import ranks, share_within, wilson
+from limner.evaluation.suite import evaluate_task, retrieval
+from limner.evaluation.zero_shot import ZeroShotClassifier
+from limner.model.clip import CLIP
+from limner.model.zoo import create
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_unreadable_pictures_are_counted(model: CLIP, folder_of_pairs: Path):
 def test_pictures_without_captions_or_labels_are_not_a_task(model: CLIP, folder_of_pairs: Path):
     for path in folder_of_pairs.glob("*.txt"):
         path.unlink()
-    with pytest.raises(DataError, match="limn classify"):
+    with pytest.raises(DataError, match="limner classify"):
         evaluate_task(model, folder_of_pairs)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from limn.cli import main
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ModelError
-from limn.model.doctor import examine
-from limn.model.zoo import ZOO, create
+from limner.cli import main
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ModelError
+from limner.model.doctor import examine
+from limner.model.zoo import ZOO, create
 
 
 @pytest.fixture(params=["ViT-mini", "RN-nano"])
@@ -46,7 +46,7 @@ def test_the_second_copy_of_the_weights_is_compared(tokenizer: Tokenizer, tmp_pa
 
 def test_without_golden_vectors_it_says_how_to_get_them(folder: Path):
     (folder / "golden.safetensors").unlink()
-    with pytest.raises(ModelError, match="limn convert"):
+    with pytest.raises(ModelError, match="limner convert"):
         examine(str(folder))
 
 
@@ -62,7 +62,7 @@ def test_a_model_without_a_tokenizer_has_golden_tokens(tmp_path: Path, tokenizer
     )
     create(short).save(tmp_path)
     assert failed(tmp_path) == []
-    assert "limn" in json.loads((tmp_path / "config.json").read_text())
+    assert "limner" in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_the_command_ends_with_1_where_numbers_differ(folder: Path, capsys: pytest.CaptureFixture[str]):

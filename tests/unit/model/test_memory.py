@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limn.data.tokenizer import Tokenizer
-from limn.model.clip import CLIP
-from limn.model.transformer import Blocks, QuickGELU, quick_gelu_reference
-from limn.model.zoo import create
+from limner.data.tokenizer import Tokenizer
+from limner.model.clip import CLIP
+from limner.model.transformer import Blocks, QuickGELU, quick_gelu_reference
+from limner.model.zoo import create
 
 MODELS = ("ViT-mini", "RN-mini")
 DTYPES = (torch.float32, torch.bfloat16)

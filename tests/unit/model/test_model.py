@@ -15,16 +15,16 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
 
-from limn.config import ViTConfig
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, ModelError
-from limn.model.clip import CLIP
-from limn.model.resnet import AttentionPool
-from limn.model.store import load
-from limn.model.text import TextEncoder
-from limn.model.transformer import attention, attention_reference
-from limn.model.vit import ViT
-from limn.model.zoo import PAPER, ZOO, create
+from limner.config import ViTConfig
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ConfigError, ModelError
+from limner.model.clip import CLIP
+from limner.model.resnet import AttentionPool
+from limner.model.store import load
+from limner.model.text import TextEncoder
+from limner.model.transformer import attention, attention_reference
+from limner.model.vit import ViT
+from limner.model.zoo import PAPER, ZOO, create
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
@@ -130,8 +130,8 @@ def test_compiled_encoders_give_the_same_features(name: str):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     # in a process of its own: the checks of shapes that the tests install cannot be compiled
     code = f"""
-import torch, limn
-model = limn.create("{name}")
+import torch, limner
+model = limner.create("{name}")
 pixels = torch.randint(0, 256, (3, 3, *[model.architecture.image_size] * 2), dtype=torch.uint8)
 with torch.no_grad():
     plain = model.encode_image(pixels)
@@ -190,7 +190,7 @@ def test_wrong_pixels_and_a_missing_tokenizer_are_explained(model: CLIP):
     with pytest.raises(ModelError, match=r"be below the vocabulary's"):
         model.encode_text(torch.full((1, 5), model.architecture.text.vocab_size))
     model.tokenizer = None
-    with pytest.raises(ModelError, match=r"limn\.Tokenizer\.load"):
+    with pytest.raises(ModelError, match=r"limner\.Tokenizer\.load"):
         model.encode_text("a dog")
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from limn.data.tokenizer import Tokenizer
-from limn.errors import MissingExtra, ModelError, StorageError
-from limn.model import onnx as limn_onnx
-from limn.model.clip import CLIP
-from limn.model.onnx import Exported, export, with_onnx
-from limn.model.zoo import create
+from limner.data.tokenizer import Tokenizer
+from limner.errors import MissingExtra, ModelError, StorageError
+from limner.model import onnx as limner_onnx
+from limner.model.clip import CLIP
+from limner.model.onnx import Exported, export, with_onnx
+from limner.model.zoo import create
 
 Export = tuple[CLIP, Path, list[Exported]]
 
@@ -41,14 +41,15 @@ def quick(monkeypatch: pytest.MonkeyPatch, resnet: Export) -> CLIP:
     """The model whose export takes no time, for the graphs are those of before."""
     model, folder, _ = resnet
     protos = {
-        graph.file: onnx.load(folder / "onnx" / f"{graph.file}.onnx") for graph in (limn_onnx.VISION, limn_onnx.TEXT)
+        graph.file: onnx.load(folder / "onnx" / f"{graph.file}.onnx")
+        for graph in (limner_onnx.VISION, limner_onnx.TEXT)
     }
-    monkeypatch.setattr(limn_onnx, "_trace", lambda tower, graph, example, architecture: protos[graph.file])
+    monkeypatch.setattr(limner_onnx, "_trace", lambda tower, graph, example, architecture: protos[graph.file])
     return model
 
 
 def run(path: Path, **inputs: np.ndarray) -> torch.Tensor:
-    """What somebody gets who has onnxruntime and the file, and nothing of limn."""
+    """What somebody gets who has onnxruntime and the file, and nothing of limner."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, inputs)[0])
 
@@ -83,7 +84,7 @@ def test_names_and_axes_are_those_of_transformers_js(exported: Export):
     for proto in (vision, text):
         onnx.checker.check_model(proto, full_check=True)
         assert {opset.domain for opset in proto.opset_import} == {""}  # nothing that onnxruntime-web does not know
-        assert str(Path(limn_onnx.__file__).parent).encode() not in proto.SerializeToString()
+        assert str(Path(limner_onnx.__file__).parent).encode() not in proto.SerializeToString()
 
 
 def test_the_float_graphs_agree_with_torch_as_reported(exported: Export):
@@ -167,7 +168,7 @@ def test_a_graph_that_disagrees_leaves_what_was_there(quick: CLIP, tmp_path: Pat
     export(quick, tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
     wrong = Exported(file=tmp_path / "x", bytes=0, cosine=float("nan"), max_abs_difference=1.0)
-    monkeypatch.setattr(limn_onnx, "_measure", lambda *_: wrong)
+    monkeypatch.setattr(limner_onnx, "_measure", lambda *_: wrong)
     with pytest.raises(ModelError, match=r"vision_model.onnx must give torch's embeddings.* Got nan"):
         export(quick, tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == before
@@ -187,7 +188,7 @@ def test_wrong_weights_are_noticed(quick: CLIP, tmp_path: Path):
 def test_many_weights_are_in_a_file_of_their_own(
     quick: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ):
-    monkeypatch.setattr(limn_onnx, "EXTERNAL_BYTES", 100_000)
+    monkeypatch.setattr(limner_onnx, "EXTERNAL_BYTES", 100_000)
     exported = export(quick, tmp_path, int8=True)
     graphs = ("text_model", "text_model_quantized", "vision_model", "vision_model_quantized")
     assert files_in(tmp_path) == [f"onnx/{name}.onnx{end}" for name in graphs for end in ("", "_data")]
@@ -231,5 +232,5 @@ def test_a_folder_that_cannot_be_written(quick: CLIP, tmp_path: Path):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_the_packages_are_an_extra(package: str, quick: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtra, match=rf"The package {package} for .*limn\[onnx\]"):
+    with pytest.raises(MissingExtra, match=rf"The package {package} for .*limner\[onnx\]"):
         export(quick, tmp_path)

@@ -1,4 +1,4 @@
-"""Models on disk: what limn writes, and what it reads of others'. Parity with the others is in tests/parity."""
+"""Models on disk: what limner writes, and what it reads of others'. Parity with the others is in tests/parity."""
 
 import json
 import shutil
@@ -13,16 +13,16 @@ import torch
 from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 
-import limn
-from limn.config import Architecture, ResNetConfig, TextConfig, ViTConfig
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, LimnError, ModelError, StorageError
-from limn.model import convert
-from limn.model.clip import CLIP
-from limn.model.doctor import examine
-from limn.model.pickles import OPENAI_FILES
-from limn.model.store import load
-from limn.model.zoo import PAPER, ZOO
+import limner
+from limner.config import Architecture, ResNetConfig, TextConfig, ViTConfig
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ConfigError, LimnerError, ModelError, StorageError
+from limner.model import convert
+from limner.model.clip import CLIP
+from limner.model.doctor import examine
+from limner.model.pickles import OPENAI_FILES
+from limner.model.store import load
+from limner.model.zoo import PAPER, ZOO
 
 TEXT = TextConfig(layers=2, width=128, heads=2, vocab_size=602, context_length=20)
 VIT = Architecture(image=ViTConfig(layers=2, width=64, heads=1, patch_size=8), text=TEXT, embed_dim=32, image_size=32)
@@ -92,13 +92,13 @@ def test_the_directory_is_for_three_readers_and_comes_back_to_the_bit(
 
 
 def test_the_fingerprint_is_of_the_model_not_of_its_files(model: CLIP, tmp_path: Path):
-    model.save(tmp_path / "limn")
+    model.save(tmp_path / "limner")
     write_open_clip(tmp_path / "open_clip", model)
     assert load(tmp_path / "open_clip").fingerprint == model.fingerprint
     with torch.no_grad():
         model.log_logit_scale += 1e-6
     model.save(tmp_path / "other")
-    assert load(tmp_path / "other").fingerprint != load(tmp_path / "limn").fingerprint
+    assert load(tmp_path / "other").fingerprint != load(tmp_path / "limner").fingerprint
 
 
 def test_an_open_clip_directory(model: CLIP, tmp_path: Path):
@@ -124,7 +124,7 @@ def test_the_activation_is_part_of_the_checkpoint(model: CLIP, tmp_path: Path):
     assert_same(model, load(tmp_path / "open_clip_model.safetensors", activation="quick_gelu"))
 
 
-def test_settings_that_limn_does_not_have_are_all_named(tmp_path: Path):
+def test_settings_that_limner_does_not_have_are_all_named(tmp_path: Path):
     config = convert.open_clip_config(VIT, own_tokenizer=False)
     assert config is not None
     config["model_cfg"]["vision_cfg"] |= {"ls_init_value": 1e-5, "patch_dropout": 0.5, "attentional_pool": False}
@@ -132,7 +132,7 @@ def test_settings_that_limn_does_not_have_are_all_named(tmp_path: Path):
     config["preprocess_cfg"]["resize_mode"] = "squash"
     with pytest.raises(ModelError) as caught:
         convert.architecture_from_open_clip(config, where="x")
-    assert caught.value.got.startswith("4 that limn's encoders do not have")
+    assert caught.value.got.startswith("4 that limner's encoders do not have")
     for fault in (
         "ls_init_value is 1e-05",
         "patch_dropout is 0.5",
@@ -149,7 +149,7 @@ def test_settings_that_limn_does_not_have_are_all_named(tmp_path: Path):
 
 def test_an_old_hugging_face_config_means_vit_b_32_and_an_end_token_of_2_is_the_highest_id():
     shape = convert.architecture_from_hf({"text_config": {"eos_token_id": 2}}, {}, where="x")
-    assert shape == limn.model.zoo.ZOO["ViT-B/32"]
+    assert shape == limner.model.zoo.ZOO["ViT-B/32"]
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_an_archive_of_openai_is_opened_by_its_hash_or_by_trust(
     assert_same(model, load(archive, trust=True, activation="quick_gelu"))
     with pytest.raises(ModelError, match="activation"):  # trusted, but nobody said what it computes
         load(archive, trust=True)
-    monkeypatch.setitem(OPENAI_FILES, limn.files.sha256_of(archive), "ViT-B/32")
+    monkeypatch.setitem(OPENAI_FILES, limner.files.sha256_of(archive), "ViT-B/32")
     assert_same(model, load(archive))
     damaged = bytearray(archive.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -252,13 +252,13 @@ def test_pickles_need_a_word_and_run_nothing(model: CLIP, tmp_path: Path):
 
 @pytest.fixture
 def hf_folder(tmp_path: Path) -> Path:
-    """A ViT as transformers writes it: no word of limn's."""
+    """A ViT as transformers writes it: no word of limner's."""
     with torch.random.fork_rng():
         model = CLIP(VIT).eval()
     model.save(tmp_path / "hf")
     for name in ("open_clip_config.json", "open_clip_model.safetensors", "golden.safetensors"):
         (tmp_path / "hf" / name).unlink()
-    edit(tmp_path / "hf" / "config.json", lambda config: config.pop("limn"))
+    edit(tmp_path / "hf" / "config.json", lambda config: config.pop("limner"))
     return tmp_path / "hf"
 
 
@@ -372,8 +372,8 @@ def test_newer_directories_keep_the_preprocessing_elsewhere(hf_folder: Path, cap
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("config.json", '{"limn": "x"}'),
-        ("config.json", '{"limn": {}}'),
+        ("config.json", '{"limner": "x"}'),
+        ("config.json", '{"limner": {}}'),
         ("config.json", '{"model_type": "clip", "vision_config": 7}'),
         ("config.json", '{"model_type": "clip", "text_config": {"hidden_size": "64"}}'),
         ("config.json", '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}'),
@@ -387,7 +387,7 @@ def test_malformed_configs_are_errors_of_ours(hf_folder: Path, file: str, conten
     if file != "config.json":
         (hf_folder / "config.json").unlink()
     (hf_folder / file).write_text(content)
-    with pytest.raises(LimnError):
+    with pytest.raises(LimnerError):
         load(hf_folder)
 
 
@@ -395,7 +395,7 @@ def test_malformed_configs_are_errors_of_ours(hf_folder: Path, file: str, conten
 def test_a_malformed_index(hf_folder: Path, content: str):
     (hf_folder / "model.safetensors").unlink()
     (hf_folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(LimnError):
+    with pytest.raises(LimnerError):
         load(hf_folder)
 
 
@@ -421,7 +421,7 @@ def test_a_folder_with_other_things_is_left_alone(model: CLIP, hf_folder: Path, 
 
 
 def test_nothing_of_the_model_before_stays(model: CLIP, tokenizer: Tokenizer, tmp_path: Path):
-    limn.create("ViT-mini", tokenizer=tokenizer).save(tmp_path / "model")
+    limner.create("ViT-mini", tokenizer=tokenizer).save(tmp_path / "model")
     (tmp_path / "model" / "onnx").mkdir()
     model.save(tmp_path / "model")
     model.save(tmp_path / "fresh")
@@ -438,7 +438,7 @@ def test_a_save_that_fails_changes_nothing(model: CLIP, tmp_path: Path, monkeypa
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"limn.model.store.{step}", fail)
+    monkeypatch.setattr(f"limner.model.store.{step}", fail)
     with torch.no_grad():
         model.log_logit_scale += 1
     with pytest.raises(StorageError, match="No space left"):
@@ -449,13 +449,13 @@ def test_a_save_that_fails_changes_nothing(model: CLIP, tmp_path: Path, monkeypa
 
 def test_a_full_disk_is_an_error_of_ours(model: CLIP, tmp_path: Path):
     code = f"""
-import resource, limn
-model = limn.load({str(tmp_path / "model")!r})
+import resource, limner
+model = limner.load({str(tmp_path / "model")!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     model.save({str(tmp_path / "copy")!r})
-except limn.StorageError as error:
+except limner.StorageError as error:
     print(error)
 """
     model.save(tmp_path / "model")

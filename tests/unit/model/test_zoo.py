@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from limn.config import ResNetConfig, ViTConfig
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError
-from limn.model.clip import CLIP
-from limn.model.resnet import ResNet
-from limn.model.size import size_of
-from limn.model.transformer import Transformer
-from limn.model.vit import ViT
-from limn.model.zoo import PAPER, ZOO, create, scale_resnet
+from limner.config import ResNetConfig, ViTConfig
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ConfigError
+from limner.model.clip import CLIP
+from limner.model.resnet import ResNet
+from limner.model.size import size_of
+from limner.model.transformer import Transformer
+from limner.model.vit import ViT
+from limner.model.zoo import PAPER, ZOO, create, scale_resnet
 
 # Parameters as published for ViT-B/32 and as counted in OpenAI's other files; GFLOPs derived on paper, 2 x MAC.
 SIZES = {

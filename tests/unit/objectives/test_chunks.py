@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from limn.errors import ConfigError
-from limn.objectives.chunks import check_batch
-from limn.objectives.contrastive import contrastive_loss, contrastive_loss_reference
-from limn.objectives.sigmoid import sigmoid_loss, sigmoid_loss_reference
+from limner.errors import ConfigError
+from limner.objectives.chunks import check_batch
+from limner.objectives.contrastive import contrastive_loss, contrastive_loss_reference
+from limner.objectives.sigmoid import sigmoid_loss, sigmoid_loss_reference
 
 Loss = Callable[..., Tensor]
 OBJECTIVES: dict[str, tuple[Loss, Loss]] = {
@@ -193,7 +193,7 @@ def test_no_second_derivative(loss: Loss, reference: Loss):
     ],
 )
 def test_what_does_not_fit(image: tuple, text: tuple, positives: tuple | None, chunk_size: int, message: str):
-    """Asked directly: in the tests, jaxtyping finds shapes before limn does."""
+    """Asked directly: in the tests, jaxtyping finds shapes before limner does."""
     with pytest.raises(ConfigError, match=message):
         check_batch(
             torch.zeros(image), torch.zeros(text), None if positives is None else torch.zeros(positives), chunk_size
@@ -212,8 +212,8 @@ def test_an_empty_batch_and_an_empty_chunk(loss: Loss, reference: Loss):
 PEAK = """
 import sys, torch
 from pathlib import Path
-from limn.objectives.contrastive import contrastive_loss
-from limn.objectives.sigmoid import sigmoid_loss
+from limner.objectives.contrastive import contrastive_loss
+from limner.objectives.sigmoid import sigmoid_loss
 
 def memory(what):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limn.objectives.contrastive import contrastive_loss, contrastive_loss_and_accuracy, contrastive_loss_reference
+from limner.objectives.contrastive import contrastive_loss, contrastive_loss_and_accuracy, contrastive_loss_reference
 
 both = pytest.mark.parametrize("loss_of", [contrastive_loss, contrastive_loss_reference])
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from limn.errors import ConfigError
-from limn.objectives.contrastive import contrastive_loss, contrastive_loss_and_accuracy
-from limn.objectives.sigmoid import sigmoid_loss
+from limner.errors import ConfigError
+from limner.objectives.contrastive import contrastive_loss, contrastive_loss_and_accuracy
+from limner.objectives.sigmoid import sigmoid_loss
 
 SIZES = {"even": [5, 5, 5, 5], "uneven": [7, 3, 1, 6], "a rank without pairs": [4, 0, 3, 2]}
 WITHIN = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limn.objectives.sigmoid import sigmoid_loss, sigmoid_loss_reference
+from limner.objectives.sigmoid import sigmoid_loss, sigmoid_loss_reference
 
 both = pytest.mark.parametrize("loss_of", [sigmoid_loss, sigmoid_loss_reference])
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limn.data.check import Histogram, check
-from limn.data.tokenizer import Tokenizer
-from limn.errors import StorageError
-from limn.report.sheet import Chart, default_file, number, percent, thumbnail, write_sheet
+from limner.data.check import Histogram, check
+from limner.data.tokenizer import Tokenizer
+from limner.errors import StorageError
+from limner.report.sheet import Chart, default_file, number, percent, thumbnail, write_sheet
 
 OPENAI = cache(Tokenizer.openai)
 
@@ -20,7 +20,7 @@ OPENAI = cache(Tokenizer.openai)
 def one_tokenizer(monkeypatch: pytest.MonkeyPatch):
     """Loading the paper's vocabulary takes half a second."""
     OPENAI().cut = 0
-    monkeypatch.setattr("limn.data.check.Tokenizer.openai", OPENAI)
+    monkeypatch.setattr("limner.data.check.Tokenizer.openai", OPENAI)
 
 
 def sheet(path: Path, out: Path) -> str:

@@ -17,11 +17,11 @@ from ranks import CASES, run
 from safetensors.torch import load_file
 from test_step import ALONE, difference
 
-from limn.data.demo import write_demo
-from limn.errors import ConfigError
-from limn.run import RunDirectory
-from limn.training.checkpoint import is_readable
-from limn.training.distributed import SILENCE_SECONDS, check_share, find_lost
+from limner.data.demo import write_demo
+from limner.errors import ConfigError
+from limner.run import RunDirectory
+from limner.training.checkpoint import is_readable
+from limner.training.distributed import SILENCE_SECONDS, check_share, find_lost
 
 HERE = Path(__file__).parent
 
@@ -78,7 +78,7 @@ def test_every_gradient_is_that_of_one_process(number: int, tmp_path: Path, requ
 def torchrun(*args: str, ranks: int = 2, restarts: int = 0) -> list[str]:
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
-        *("--max-restarts", str(restarts), "--master-port", str(free_port()), "-m", "limn", "train", *args),
+        *("--max-restarts", str(restarts), "--master-port", str(free_port()), "-m", "limner", "train", *args),
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_run_on_two_ranks_ends_with_the_weights_of_one(digits: list[str], tmp_
     settings += ["--optim.eps", "0.01"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for out, command in (
-        ("one", [sys.executable, "-m", "limn", "train", *settings]),
+        ("one", [sys.executable, "-m", "limner", "train", *settings]),
         ("two", torchrun(*settings, "--train.parallel", parallel)),
     ):
         command += ["--out", str(tmp_path / out)]
@@ -131,7 +131,10 @@ def test_a_sharded_checkpoint_continues_on_another_number_of_ranks(digits: list[
     next(newest.glob("*.safetensors")).unlink()
     assert not is_readable(newest)  # so the run goes on from the one before
     resumed = subprocess.run(
-        [sys.executable, "-m", "limn", "train", "--resume", str(run.path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "limner", "train", "--resume", str(run.path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert resumed.returncode == 0 and "is damaged" in resumed.stderr and "from step 11" in resumed.stderr, (
         resumed.stderr
@@ -165,10 +168,10 @@ def test_a_stopped_rank_is_named_and_the_job_starts_again_from_the_last_checkpoi
             os.kill(ranks_of(process)[1], signal.SIGSTOP)
             assert process.stderr is not None
             for line in process.stderr:
-                if line.startswith("limn: "):
+                if line.startswith("limner: "):
                     break
             assert time.monotonic() - stopped < 60
-            assert line.startswith("limn: Rank 1 of 2 must be alive. Got no sign for") and "after step " in line
+            assert line.startswith("limner: Rank 1 of 2 must be alive. Got no sign for") and "after step " in line
             rest = list(process.stderr)
             again = next((line for line in rest if "steps from step" in line), None)
             assert again is not None, "".join(rest)
@@ -190,7 +193,7 @@ def test_a_killed_rank_is_named_and_ends_the_job(digits: list[str], tmp_path: Pa
         finally:
             process.kill()
     assert process.returncode == 1
-    assert "limn: Rank 1 of 2 must be alive. Got no sign for" in error and "after step " in error
+    assert "limner: Rank 1 of 2 must be alive. Got no sign for" in error and "after step " in error
 
 
 @pytest.mark.slow
@@ -209,7 +212,7 @@ def test_a_stopped_job_saves_and_continues_on_one_rank(digits: list[str], tmp_pa
     config = json.loads(run.config.read_text())
     config["train"]["epochs"] = (stopped + 1) * 128 / 1438  # the end is near
     run.config.write_text(json.dumps(config))
-    command = [sys.executable, "-m", "limn", "train", "--resume", str(run.path)]
+    command = [sys.executable, "-m", "limner", "train", "--resume", str(run.path)]
     resumed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0 and f"from step {stopped}." in resumed.stderr, resumed.stderr
 

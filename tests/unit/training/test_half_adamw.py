@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limn.config import OptimConfig
-from limn.data.tokenizer import Tokenizer
-from limn.model.zoo import create
-from limn.training import optimizer as module
-from limn.training.optimizer import HalfAdamW, halve_weights, make_optimizer, random_words, stochastic_round
+from limner.config import OptimConfig
+from limner.data.tokenizer import Tokenizer
+from limner.model.zoo import create
+from limner.training import optimizer as module
+from limner.training.optimizer import HalfAdamW, halve_weights, make_optimizer, random_words, stochastic_round
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -13,15 +13,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from limn.config import RunConfig, TrainConfig
-from limn.data.tokenizer import Tokenizer
-from limn.errors import ConfigError, DataError, LimnError, ModelError, TrainingError
-from limn.model.clip import CLIP
-from limn.model.store import load
-from limn.recipes import digits
-from limn.run import RunDirectory, to_json, write_json
-from limn.training import loop
-from limn.training.loop import train
+from limner.config import RunConfig, TrainConfig
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ConfigError, DataError, LimnerError, ModelError, TrainingError
+from limner.model.clip import CLIP
+from limner.model.store import load
+from limner.recipes import digits
+from limner.run import RunDirectory, to_json, write_json
+from limner.training import loop
+from limner.training.loop import train
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_given_tokenizer_is_used(config: RunConfig, tokenizer: Tokenizer, tmp_
 
 FULL_DISK = """
 import resource, sys
-from limn.cli import main
+from limner.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 main(sys.argv[1:])
 """
@@ -208,7 +208,7 @@ def test_ctrl_c_on_the_command_line(config: RunConfig, tmp_path: Path):
     assert config.out is not None
     write_json(config.out / "config.json", to_json(config))
     process = subprocess.Popen(
-        [sys.executable, "-m", "limn", "train", "--resume", str(config.out)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "limner", "train", "--resume", str(config.out)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
     while not RunDirectory(config.out).read_metrics() and time.monotonic() < deadline:
@@ -220,7 +220,7 @@ def test_ctrl_c_on_the_command_line(config: RunConfig, tmp_path: Path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "Continue with: limn train --resume" in error and "Traceback" not in error
+    assert "Continue with: limner train --resume" in error and "Traceback" not in error
     assert len(list((config.out / "checkpoints").glob("*.safetensors"))) == 1
 
 
@@ -243,7 +243,7 @@ def test_nothing_is_written_before_the_settings_are_known_to_work(config: RunCon
         dataclasses.replace(config, test=str(tmp_path / "none")),
     ]
     for each in wrong:
-        with pytest.raises(LimnError):
+        with pytest.raises(LimnerError):
             train(each)
         assert each.out is not None and not each.out.exists()
 
@@ -478,7 +478,9 @@ def test_dropped_pairs_are_counted_over_a_resume(config: RunConfig, monkeypatch:
 def test_training_stops_when_too_many_pairs_are_dropped(config: RunConfig):
     damage(config.data, ("07.png", "11.png", "23.png"))
     longer = dataclasses.replace(config, train=TrainConfig(batch_size=20, epochs=8.0, precision="fp32"))
-    with pytest.raises(DataError, match=r"Got 15 of 200 .*damaged picture.* limn train --resume .*--max-dropped 0.11"):
+    with pytest.raises(
+        DataError, match=r"Got 15 of 200 .*damaged picture.* limner train --resume .*--max-dropped 0.11"
+    ):
         train(longer)
     assert config.out is not None and [p.stem for p in (config.out / "checkpoints").iterdir()] == ["step-00000010"]
     run = RunDirectory(train(dataclasses.replace(longer, max_dropped=0.11), resume=True))

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limn.config import OptimConfig, Plan
-from limn.data.tokenizer import Tokenizer
-from limn.model.zoo import create
-from limn.training.optimizer import HalfAdamW, gains_and_biases, halve_weights, make_optimizer
-from limn.training.schedule import lr_share
+from limner.config import OptimConfig, Plan
+from limner.data.tokenizer import Tokenizer
+from limner.model.zoo import create
+from limner.training.optimizer import HalfAdamW, gains_and_biases, halve_weights, make_optimizer
+from limner.training.schedule import lr_share
 
 
 @given(steps=st.integers(2, 400), share=st.floats(0, 0.9))

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from limn.config import Architecture, TextConfig, ViTConfig
-from limn.data.loader import Batch
-from limn.model.clip import CLIP
-from limn.model.zoo import ZOO, create
-from limn.objectives.contrastive import contrastive_loss_and_accuracy
-from limn.training.distributed import World
-from limn.training.optimizer import halve_weights
-from limn.training.step import Outcome, backward
+from limner.config import Architecture, TextConfig, ViTConfig
+from limner.data.loader import Batch
+from limner.model.clip import CLIP
+from limner.model.zoo import ZOO, create
+from limner.objectives.contrastive import contrastive_loss_and_accuracy
+from limner.training.distributed import World
+from limner.training.optimizer import halve_weights
+from limner.training.step import Outcome, backward
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), at=lambda _step, _stage: None)
 TEXT = TextConfig(layers=2, width=32, heads=2, vocab_size=100, context_length=12)

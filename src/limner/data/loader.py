@@ -1,0 +1,308 @@
+"""A source to batches: `step -> Batch`, a pure function, computed a little ahead of the training step.
+
+```
+step ─> order ─> for each pair, by many threads: read ─> decode (kept in memory if it fits) ─> random crop ─┐
+                                                 one of its captions ─> tokenizer ─> tokens                 │
+                                                       int64[batch context], pixels uint8[batch 3 size size]┘
+```
+
+A picture that cannot be used is left out and counted by reason; nothing is waited for without end.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from limner.config import ImageConfig
+from limner.data.decode import Unreadable, centre_crop, decode, random_crop
+from limner.data.order import Order, uniform
+from limner.data.pairs import Pair, Source
+from limner.data.remote import last_fetched
+from limner.data.tokenizer import Tokenizer
+from limner.data.workers import Task, Workers
+from limner.errors import DataError
+
+AHEAD, AHEAD_BYTES = 3, 2**28
+"""Batches that are made ready before they are asked for: so many, or fewer (one at least) when they are large."""
+DEADLINE_SECONDS = 20.0
+"""A picture that takes longer to decode is left out. The caps on pixels and scans come first, so that this is for what
+nobody has thought of: it depends on the machine, they do not."""
+PATIENCE_SECONDS = 60.0
+"""Without a batch, a picture of it or a block from a network for so long, training ends and says where it hangs."""
+READ_AGAIN = (0.1, 1.0)
+"""Seconds after which a read that failed is tried again."""
+TOLD = 1000
+"""Unreadable pictures that are told by key; the others are counted."""
+LATE, UNREAD = f"over {DEADLINE_SECONDS:.0f} s to decode", "file that cannot be read"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs for one step. A picture that cannot be used is left out, so a batch may be smaller than the batch size."""
+
+    pixels: UInt8[Tensor, "batch 3 height width"]
+    tokens: Int[Tensor, "batch context"]
+    keys: tuple[str, ...]
+    identities: Int[Tensor, "batch 2"]
+    """64-bit hashes of each pair's picture, as a file, and caption: equal ones are duplicates."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Pairs left out, by reason."""
+
+
+class Filled(NamedTuple):
+    """A row of a batch, its pixels apart."""
+
+    key: str
+    caption: str
+    picture_hash: int
+
+
+class Loader:
+    """Training batches of a source, each a pure function of (seed, step). With several ranks each loads its share.
+
+    `unreadable` says by key what was wrong with the pictures that could not be used, the first thousand of them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        images: ImageConfig,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        cache_mb: int,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.source, self.tokenizer, self.images = source, tokenizer, images
+        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.rank, self.ranks = rank, ranks
+        self.workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.patience_seconds = patience_seconds
+        self.order = order_of(source, seed)
+        self.unreadable: dict[str, str] = {}
+        self._cache: dict[int, tuple[np.ndarray, int] | str] = {}
+        self._cache_bytes_left = cache_mb * 2**20
+        self._lock = threading.Lock()
+        self._open: tuple[Workers, ...] = ()
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of the batch of `step`, counted from 0, made by this thread alone."""
+        return self._make(step, lambda fills: [fill(Task(fill, lambda: None)) for fill in fills])
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of the steps first, ..., last - 1, made ahead by threads while the model trains."""
+        ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
+        ahead = min(AHEAD, max(1, ahead))
+        workers, makers = self._open = Workers(self.workers, "worker"), Workers(min(2, ahead), "batch maker")
+        waiting: deque[tuple[Task, threading.Event]] = deque()
+        steps = iter(range(first, last))
+        try:
+            for step in range(first, last):
+                while len(waiting) < ahead and (coming := next(steps, None)) is not None:
+                    made = threading.Event()
+                    make = partial(self._make, coming, partial(workers.all, late=self._late))
+                    waiting.append((makers.submit(lambda _task, make=make: make(), made.set), made))
+                task, made = waiting.popleft()
+                since = time.monotonic()
+                while not made.wait(min(1.0, self.patience_seconds)):
+                    if time.monotonic() - max(since, workers.last_end, last_fetched()) < self.patience_seconds:
+                        continue
+                    raise DataError(
+                        f"The loader, at step {step} of {self.source.path},",
+                        must=f"give a batch within {self.patience_seconds:.0f} s",
+                        got=f"none ({workers.describe() or makers.describe()})",
+                        then="Look at the disk or network that holds that file; limner data check tries each of them.",
+                    )
+                if task.error is not None:
+                    raise task.error
+                yield task.result
+        finally:
+            workers.close()
+            makers.close()
+
+    def close(self) -> None:
+        """End the threads that make batches, should `batches` not have come to its end."""
+        for threads in self._open:
+            threads.close()
+
+    def _make(self, step: int, fill_all: Callable[[list[Callable[[Task], Filled | str]]], list[Filled | str]]) -> Batch:
+        number = self.batch_size // self.ranks
+        epochs, indices = self.order.samples(step * self.batch_size + self.rank * number, number)
+        names = ("area", "across", "down", "caption")
+        draws = np.stack([uniform(self.seed, name, epochs, indices) for name in names], axis=1).tolist()
+        pixels = np.empty((number, self.image_size, self.image_size, 3), dtype=np.uint8)
+
+        def filling(row: int, index: int) -> Callable[[Task], Filled | str]:
+            return lambda task: self._fill(pixels[row], index, draws[row], task)
+
+        # what is decoded already is less work than to hand it over
+        fills = {row: filling(row, index) for row, index in enumerate(indices.tolist())}
+        decoded = {row for row, index in enumerate(indices.tolist()) if index in self._cache}
+        made = {row: fills[row](Task(fills[row], lambda: None)) for row in decoded}
+        others = [row for row in fills if row not in decoded]
+        made |= dict(zip(others, fill_all([fills[row] for row in others]), strict=True))
+        rows = [made[row] for row in fills]
+        for index, row in zip(indices.tolist(), rows, strict=True):
+            if row == LATE:  # it would be so again
+                self._cache[index] = self._note(self.source[index], LATE, LATE)
+        filled = [row for row in rows if isinstance(row, Filled)]
+        if len(filled) < (least := 2 if self.ranks == 1 else 1):
+            raise DataError(
+                f"The batch of step {step} from {self.source.path}",
+                must=f"hold at least {least} readable pictures",
+                got=f"{len(filled)}: {describe_unreadable(self.unreadable)}",
+                then="Check the pictures: limner data check.",
+            )
+        if len(filled) < number:
+            pixels = pixels[[isinstance(row, Filled) for row in rows]]
+        captions = [row.caption for row in filled]
+        return Batch(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(self.tokenizer(captions)),
+            tuple(row.key for row in filled),
+            torch.tensor([(row.picture_hash, hash_of(row.caption.encode())) for row in filled]),
+            Counter(row for row in rows if isinstance(row, str)),
+        )
+
+    def _fill(self, into: np.ndarray, index: int, draws: list[float], task: Task) -> Filled | str:
+        """Crop the picture at `index` to `into`: its key, caption and hash, or why it cannot be used."""
+        task.at("looking up", f"pair {index:,} of {self.source.path}")
+        pair = self.source[index]
+        decoded = self._cache.get(index) or self._decoded(index, pair, task)
+        if isinstance(decoded, str):
+            return decoded
+        area, across, down, choice = draws
+        picture, picture_hash = decoded
+        min_area = self.images.crop_min_area
+        cropped = random_crop(picture, self.image_size, min_area=min_area, draws=(area, across, down))
+        if not task.is_over:
+            into[:] = cropped
+        return Filled(pair.key, pair.caption(choice), picture_hash)
+
+    def _decoded(self, index: int, pair: Pair, task: Task) -> tuple[np.ndarray, int] | str:
+        """A picture and its hash, or why it cannot be used."""
+        try:
+            content = read_again(pair, task)
+            task.at("waiting for its turn to decode", place_of(pair))
+            pixels = decode(
+                content,
+                self.images.resize,
+                name=f"The picture {pair.key}",
+                fast=True,
+                begun=lambda: task.at("decoding", place_of(pair)),
+            )
+            decoded, size = (pixels, hash_of(content)), pixels.nbytes
+        except Unreadable as error:
+            decoded, size = self._note(pair, error.reason, error.got), 0
+        except OSError as error:
+            return self._note(pair, UNREAD, error.strerror or error)  # another time it may be there
+        with self._lock:
+            if size <= self._cache_bytes_left and not task.is_over:
+                self._cache[index] = decoded
+                self._cache_bytes_left -= size
+        return decoded
+
+    def _late(self, task: Task) -> str | None:
+        """Why a pair is left out that takes too long to decode; None while it does not."""
+        is_late = task.stage == "decoding" and time.monotonic() - task.since > DEADLINE_SECONDS
+        return LATE if is_late else None
+
+    def _note(self, pair: Pair, reason: str, got: object) -> str:
+        if len(self.unreadable) < TOLD:
+            self.unreadable[pair.key] = str(got)
+        return reason
+
+
+def place_of(pair: Pair) -> str:
+    """Where a picture is, for people."""
+    return f"{pair.key} of {pair.path}"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def order_of(source: Source, seed: int) -> Order:
+    """The order in which a run of this seed sees the pairs of a source."""
+    counts = [len(part) for part in source.parts]
+    shares = source.shares or ((len(counts), 1.0),)
+    ends = np.cumsum([parts for parts, _ in shares])
+    stocks = [counts[end - parts : end] for end, (parts, _) in zip(ends, shares, strict=True)]
+    return Order(stocks, [weight for _, weight in shares], seed=seed)
+
+
+def read_again(pair: Pair, task: Task) -> bytes:
+    """The bytes of a picture; a read that fails is tried again, for networks."""
+    task.at("reading", place_of(pair))
+    for seconds in READ_AGAIN:
+        try:
+            return pair.read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(seconds)
+    return pair.read()
+
+
+def hash_of(content: bytes) -> int:
+    """A signed 64-bit hash, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
+
+
+def read_centre(
+    source: Source, image_size: int, *, batch_size: int = 256
+) -> Iterator[tuple[list[int], UInt8[Tensor, "batch 3 height width"], dict[str, str]]]:
+    """The central squares of a source's pictures, batch by batch, for evaluation and search.
+
+    Yields (indices of the readable pictures, their pixels, reasons for the unreadable ones by key).
+    """
+    starts = range(0, len(source), batch_size)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        for start in starts:
+            indices = range(start, min(start + batch_size, len(source)))
+            unreadable: dict[str, str] = {}
+            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad), indices)
+            kept = [(i, centre_crop(p, image_size)) for i, p in zip(indices, decoded, strict=True) if p is not None]
+            pixels = stack([p for _, p in kept]) if kept else torch.empty(0, 3, image_size, image_size).byte()
+            yield [i for i, _ in kept], pixels, unreadable
+
+
+def stack(pictures: list[np.ndarray]) -> UInt8[Tensor, "batch 3 height width"]:
+    """Pictures uint8[height width 3] as one tensor, channels first in shape and last in memory."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def describe_unreadable(unreadable: dict[str, str]) -> str:
+    """How many pictures could not be read and why, in words."""
+    if not unreadable:
+        return "none unreadable"
+    reasons = Counter(unreadable.values()).most_common(3)
+    return f"{len(unreadable)} unreadable ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})"
+
+
+def _decode(pair: Pair, resize: int, unreadable: dict[str, str]) -> np.ndarray | None:
+    try:
+        return decode(pair.read(), resize, name=f"The picture {pair.key}")
+    except DataError as error:
+        unreadable[pair.key] = str(error.got)
+    except OSError as error:
+        unreadable[pair.key] = error.strerror or str(error)
+    return None

@@ -1,0 +1,295 @@
+"""What a source of pairs is, whatever its layout: `Source = parts, each a stretch of pairs that lie together on disk`.
+
+A part is a shard, a row group of a table or a stretch of a list. Parts are what order.py shuffles first, so that
+reading stays near to sequential. A source holds no pictures, and of shards not even the captions: a pair is looked up
+when it is due.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from limner.data.order import uniform
+from limner.data.remote import local
+from limner.errors import DataError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
+MAX_PICTURE_BYTES = 64 * 2**20
+EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_PICTURE_BYTES >> 20} MiB"
+MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
+"""Characters of a caption, and captions of a pair; no text encoder reads as much."""
+LISTED = 1024
+"""Pairs in a part of a list or folder."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture's place on disk and what is said about it."""
+
+    key: str
+    path: Path | str
+    """The file that holds the picture: its own, or a shard. Text: the address of one that is fetched when it is due."""
+    offset: int
+    size: int
+    captions: tuple[str, ...] = ()
+    """One or more sentences; training draws one of them each time."""
+    chances: tuple[float, ...] = ()
+    """How likely each caption is to be drawn; empty: all alike."""
+    label: int | None = None
+    """Index of the class, in labelled test sets."""
+    held_out: bool = False
+    """The class was kept out of training on purpose."""
+
+    def read(self) -> bytes:
+        """The picture's encoded bytes."""
+        with local(self.path) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def caption(self, draw: float) -> str:
+        """One of the captions, by a uniform number in [0, 1)."""
+        if not self.chances:
+            return self.captions[int(draw * len(self.captions))]
+        ends = np.cumsum(self.chances)
+        number = int(np.searchsorted(ends, draw * ends[-1], side="right"))
+        return self.captions[min(number, len(self.captions) - 1)]  # rounding
+
+
+@runtime_checkable
+class Part(Protocol):
+    """A stretch of pairs that lie together on disk."""
+
+    @property
+    def name(self) -> str:
+        """What people know it by."""
+        ...
+
+    def digest(self) -> str:
+        """A sha256 that tells its content from another one's."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def pair(self, index: int) -> Pair:
+        """The pair at `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Pairs that are in memory: of a folder or a list."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+
+    def digest(self) -> str:
+        """Of keys, captions, labels and picture sizes, not of the pictures' own bytes."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            told = [pair.key, pair.captions, pair.chances, pair.label, pair.held_out, pair.size]
+            digest.update(json.dumps(told).encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def pair(self, index: int) -> Pair:
+        """The pair at `index`."""
+        return self.pairs[index]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some pairs of a part."""
+
+    part: Part
+    indices: np.ndarray
+    """Where they are in it: int64, rising."""
+
+    @property
+    def name(self) -> str:
+        """The part's."""
+        return self.part.name
+
+    def digest(self) -> str:
+        """Of the part's digest and the indices."""
+        return hashlib.sha256(self.part.digest().encode() + self.indices.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pair(self, index: int) -> Pair:
+        """The pair at `index`."""
+        return self.part.pair(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """A part whose keys begin with more than their own, where others have the same ones."""
+
+    part: Part
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        """The part's."""
+        return self.part.name
+
+    def digest(self) -> str:
+        """The part's."""
+        return self.part.digest()
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def pair(self, index: int) -> Pair:
+        """The pair at `index`."""
+        pair = self.part.pair(index)
+        return replace(pair, key=self.prefix + pair.key)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sequence of pairs and what was left out on the way."""
+
+    path: Path | str
+    parts: tuple[Part, ...]
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Pairs that cannot be used, by reason."""
+    noted: Counter[str] = field(default_factory=Counter)
+    """What else is not as it should be, by reason; no pair is lost by it."""
+    shares: tuple[tuple[int, float], ...] = ()
+    """Of a mixture: how many of the parts belong to each of its sources, and how often an epoch sees these."""
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The index of each part's first pair, and the number of all pairs: int64[parts + 1]."""
+        return np.concatenate([[0], np.cumsum([len(part) for part in self.parts], dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self.starts, index) - 1
+        return self.parts[part].pair(index - int(self.starts[part]))
+
+    def __iter__(self) -> Iterator[Pair]:
+        for part in self.parts:
+            for index in range(len(part)):
+                yield part.pair(index)
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of every pair."""
+        for pair in self:
+            yield from pair.captions
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 over the parts' digests, in order: of shards the whole files, of folders and lists everything but
+        the pictures' own bytes, where another picture of exactly the same size is not noticed."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(f"{part.digest()} {len(part)}\n".encode())
+        if self.shares:
+            digest.update(json.dumps(self.shares).encode())
+        return digest.hexdigest()
+
+    @property
+    def skipped_share(self) -> float:
+        """The share of the pairs there that cannot be used."""
+        skipped = self.skipped.total()
+        return skipped / max(1, skipped + len(self))
+
+    def where(self, wanted: Callable[[Pair], bool]) -> "Source":
+        """The pairs that are `wanted`, part by part; eight bytes of memory each."""
+        chosen = [
+            Chosen(part, np.array([i for i in range(len(part)) if wanted(part.pair(i))], dtype=np.int64))
+            for part in self.parts
+        ]
+        return replace(self, parts=tuple(chosen))
+
+    def split(self, share: float) -> tuple["Source", "Source"]:
+        """The source less about `share` of its pairs, and these. Which ones depends on the keys alone."""
+
+        def is_kept_back(pair: Pair) -> bool:
+            number = int.from_bytes(hashlib.sha256(pair.key.encode("utf-8", "surrogateescape")).digest()[:7], "big")
+            return float(uniform(0, "holdout", 0, number)) < share
+
+        kept_back = self.where(is_kept_back)
+        others = [
+            Chosen(part, np.delete(np.arange(len(part)), chosen.indices))
+            for part, chosen in zip(self.parts, kept_back.parts, strict=True)
+            if isinstance(chosen, Chosen)
+        ]
+        return replace(self, parts=tuple(others)), kept_back
+
+
+def listed(
+    path: Path | str, pairs: Iterable[Pair], skipped: Counter[str] | None = None, noted: Counter[str] | None = None
+) -> Source:
+    """A source of pairs in memory."""
+    pairs = tuple(pairs)
+    parts = (
+        Listed(f"pairs {start:,} to {min(start + LISTED, len(pairs)):,}", pairs[start : start + LISTED])
+        for start in range(0, len(pairs), LISTED)
+    )
+    return Source(path, tuple(parts), skipped or Counter(), noted or Counter())
+
+
+def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> Source:
+    """Several sources as one. A weight says how often an epoch sees each pair of its source: 2 twice, 0.5 every other
+    epoch. Raises `DataError` for weights that do not fit."""
+    weights = weights or [1.0] * len(sources)
+    if len(weights) != len(sources) or not all(0 < weight < float("inf") for weight in weights):
+        raise DataError(
+            f"The weights of {path}",
+            must=f"be {len(sources)} positive numbers, one for each source",
+            got=" ".join(map(str, weights)),
+            then="Give --data-weights as many numbers as --data has parts between :: signs.",
+        )
+    return Source(
+        path,
+        tuple(Prefixed(part, f"{number}/") for number, source in enumerate(sources) for part in source.parts),
+        sum((source.skipped for source in sources), Counter()),
+        sum((source.noted for source in sources), Counter()),
+        tuple((len(source.parts), float(weight)) for source, weight in zip(sources, weights, strict=True)),
+    )
+
+
+def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
+    """Captions as text without spaces around them, "" for what is none.
+
+    What is not UTF-8 is replaced, what is longer than `MAX_CAPTION` cut; both are counted, and values that are no text.
+    """
+    texts = []
+    for caption in captions:
+        if isinstance(caption, str):
+            try:
+                caption = caption.encode("utf-8", "surrogateescape")  # bytes that a reader could not decode
+            except UnicodeEncodeError:
+                caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        if not isinstance(caption, bytes):
+            noted["caption that is no text"] += 1
+            caption = b""
+        text = caption.decode("utf-8", errors="replace")
+        if "\ufffd" in text and text.encode() != caption:
+            noted["caption that is not UTF-8 (a sign stands for each bad byte)"] += 1
+        if len(text) > MAX_CAPTION:
+            noted[f"caption over {MAX_CAPTION:,} characters (cut)"] += 1
+        texts.append(text[:MAX_CAPTION].replace("\0", " ").strip())
+    return texts
+
+
+def describe(skipped: Counter[str]) -> str:
+    """What was left out, in words: "2 skipped: no caption; 1 skipped: empty picture file"."""
+    return "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.most_common()) or "nothing skipped"

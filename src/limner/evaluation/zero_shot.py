@@ -1,0 +1,87 @@
+"""Zero-shot classification (paper section 3.1).
+
+```
+class names x templates ─> prompts ─> text features ─> mean over templates ─> / L2 norm ─> classifier [classes embed]
+pictures ─> image features [batch embed] ─> x classifier x logit scale ─> softmax over the classes
+```
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from limner.config import DEFAULT_TEMPLATES
+from limner.errors import ConfigError
+from limner.model.clip import CLIP
+
+if TYPE_CHECKING:
+    from limner.model.clip import Picture
+
+PROMPTS_AT_ONCE = 1024
+
+
+class ZeroShotClassifier:
+    """Names pictures without having been trained to: each class is the mean of its prompts' features."""
+
+    def __init__(self, model: CLIP, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
+        _check(class_names, templates)
+        self.model, self.class_names, self.templates = model, list(class_names), list(templates)
+        self.weights = classifier_weights(model, class_names, templates)
+
+    @torch.inference_mode()
+    def scores(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
+        """Cosine similarities of features with every class."""
+        return image_features @ self.weights.T
+
+    @torch.inference_mode()
+    def probabilities(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
+        """The softmax over the classes of the scaled similarities."""
+        return (self.model.logit_scale * self.scores(image_features)).softmax(dim=-1)
+
+    @torch.inference_mode()
+    def predict(self, images: "Tensor | Picture | Sequence[Picture]", *, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The `top` names of each picture with their probabilities, the likeliest first."""
+        found = self.probabilities(self.model.encode_image(images)).topk(min(top, len(self.class_names)), dim=-1)
+        return [
+            [(self.class_names[i], p) for i, p in zip(indices, values, strict=True)]
+            for indices, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ]
+
+
+@torch.inference_mode()
+def classifier_weights(
+    model: CLIP, class_names: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "classes embed"]:
+    """The normalised mean over templates of the normalised prompt features."""
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    features = torch.cat(
+        [model.encode_text(prompts[i : i + PROMPTS_AT_ONCE]) for i in range(0, len(prompts), PROMPTS_AT_ONCE)]
+    )
+    return F.normalize(features.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
+
+
+def _check(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    if not class_names:
+        raise ConfigError("The class names", must="not be empty", got="none", then='Name two or more: "cat,dog".')
+    # the tokenizer lower-cases, so names that differ in case only have the same features
+    twice = [name for name, count in Counter(name.lower() for name in class_names).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            "The class names",
+            must="differ from each other",
+            got=f"{', '.join(twice[:5])} more than once",
+            then="Name each class once.",
+        )
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise ConfigError(
+            "Each template",
+            must="hold {} once, where the class name goes",
+            got=repr(wrong[0]) if wrong else "no template",
+            then='For example: "a picture of a {}."',
+        )

@@ -1,0 +1,211 @@
+"""CLIP: two encoders into one space, and the learned scale of their similarities (paper section 2.3).
+
+```
+pixels uint8[batch 3 height width] ─> normalise ─> image encoder ─> embedding ─> / L2 norm ─> features f32[batch embed]
+tokens int64[batch context]        ─────────────> text encoder  ─> embedding ─> / L2 norm ─> features f32[batch embed]
+```
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from limner.config import Architecture, ResNetConfig
+from limner.data.decode import centre_crop, decode, shorter_side, shorter_side_fast, to_rgb
+from limner.data.loader import stack
+from limner.data.pairs import MAX_PICTURE_BYTES
+from limner.data.tokenizer import Tokenizer
+from limner.errors import DataError, ModelError
+from limner.model.resnet import ResNet
+from limner.model.text import TextEncoder
+from limner.model.vit import ViT
+
+MAX_LOGIT_SCALE = 100.0
+INITIAL_LOGIT_SCALE = 1 / 0.07
+
+Picture = str | Path | Image.Image
+Encoder = ResNet | ViT | TextEncoder
+
+
+class CLIP(nn.Module):
+    """An image encoder, a text encoder and the logarithm of the logit scale.
+
+    `tokenizer` is needed for strings only; `fingerprint` names the weights that were loaded or saved last.
+    """
+
+    def __init__(self, architecture: Architecture, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        image, text = architecture.image, architecture.text
+        if tokenizer is not None and (
+            (tokenizer.vocab_size, tokenizer.context_length) != (text.vocab_size, text.context_length)
+        ):
+            raise ModelError(
+                "The tokenizer",
+                must=f"have the text encoder's {text.vocab_size} tokens and context of {text.context_length}",
+                got=f"{tokenizer.vocab_size} tokens and a context of {tokenizer.context_length}",
+                then="Load the tokenizer that the model was trained with.",
+            )
+        self.architecture, self.tokenizer = architecture, tokenizer
+        self.fingerprint: str | None = None
+        self.image: ResNet | ViT = (
+            ResNet(image, architecture.embed_dim, architecture.image_size)
+            if isinstance(image, ResNetConfig)
+            else ViT(image, architecture.embed_dim, architecture.image_size, architecture.activation)
+        )
+        self.text = TextEncoder(text, architecture.embed_dim, architecture.activation)
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
+        self._mean: Tensor
+        self._std: Tensor
+        for name, values in (("_mean", architecture.image_mean), ("_std", architecture.image_std)):
+            # on the CPU even where the rest is on the meta device: no file fills these
+            self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """What similarities are multiplied with before the softmax; at most 100."""
+        return self.log_logit_scale.exp()
+
+    def clip_logit_scale(self) -> None:
+        """Keep the logit scale at 100 or below (paper section 2.5), after each optimizer step."""
+        with torch.no_grad():
+            self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    def recompute_blocks(self, on: bool = True) -> None:
+        """Whether the blocks of both encoders keep their inputs alone for the gradient, and are run again for it.
+
+        A third more arithmetic for a fraction of the memory; gradients and running statistics stay the same.
+        """
+        for encoder in (self.image, self.text):
+            encoder.blocks.recompute = on
+
+    def forward(
+        self, pixels: Tensor, tokens: Int[Tensor, "batch context"]
+    ) -> tuple[Float[Tensor, "batch embed"], Float[Tensor, "batch embed"], Float[Tensor, ""]]:
+        """(image features, text features, logit scale) of a batch of pairs."""
+        return self.encode_image(pixels), self.encode_text(tokens), self.logit_scale
+
+    def encode_image(
+        self, images: Tensor | Picture | Sequence[Picture], *, normalize: bool = True
+    ) -> Float[Tensor, "batch embed"]:
+        """Features of pictures: paths, PIL images, uint8 pixels [batch 3 height width] (normalised here) or float
+        pixels (taken as already normalised). `normalize=False` returns the raw embedding. float32 either way.
+        """
+        pixels = images if isinstance(images, Tensor) else self.preprocess(images)
+        size = self.architecture.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            raise ModelError(
+                "The pixels for encode_image",
+                must=f"have the shape [batch, 3, {size}, {size}]",
+                got=list(pixels.shape),
+                then="Pass pictures or paths and they are resized and cropped here.",
+            )
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise ModelError(
+                "The pixels for encode_image",
+                must="be uint8, or floats that are already normalised",
+                got=pixels.dtype,
+                then="Pass pixels.to(torch.uint8) for values from 0 to 255.",
+            )
+        device = self.log_logit_scale.device
+        pixels = pixels.to(device, non_blocking=True)
+        if pixels.dtype == torch.uint8:
+            pixels = (pixels.float() / 255 - self._mean) / self._std
+        return finish(self.image(pixels.to(self.image.dtype)), normalize)
+
+    def encode_text(
+        self, texts: str | Sequence[str] | Int[Tensor, "batch context"], *, normalize: bool = True
+    ) -> Float[Tensor, "batch embed"]:
+        """Features of sentences or of token ids; `normalize=False` returns the raw embedding. float32 either way."""
+        tokens = texts if isinstance(texts, Tensor) else self.tokenize([texts] if isinstance(texts, str) else texts)
+        text = self.architecture.text
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= text.context_length:
+            raise ModelError(
+                "The token ids for encode_text",
+                must=f"have the shape [batch, {text.context_length}], or be narrower",
+                got=list(tokens.shape),
+                then="Pass sentences and they are cut here, or tokenise for this model's context.",
+            )
+        if tokens.device.type == "cpu" and tokens.numel() and int(tokens.max()) >= text.vocab_size:
+            raise ModelError(
+                "The token ids for encode_text",
+                must=f"be below the vocabulary's {text.vocab_size}",
+                got=int(tokens.max()),
+                then="Tokenise with the tokenizer that the model was trained with.",
+            )
+        return finish(self.text(tokens), normalize)
+
+    def resize_pictures(self, size: int) -> None:
+        """Take pictures of another size from now on: position embeddings are resized, the rest stays.
+
+        Bicubic over the grid, the class token's (a ResNet's: the mean's) kept. So does the paper's extra epoch at 336
+        pixels start (section 2.5).
+        """
+        stride = self.architecture.image.stride
+        resized_architecture = replace(self.architecture, image_size=size)
+        pooled = self.image.attention_pool if isinstance(self.image, ResNet) else self.image
+        first, grid = pooled.positional_embedding.detach().float().split([1, len(pooled.positional_embedding) - 1])
+        old, new = self.architecture.image_size // stride, size // stride
+        grid = grid.T.view(1, -1, old, old)
+        grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
+        resized = torch.cat([first, grid.view(-1, new * new).T]).to(pooled.positional_embedding.dtype)
+        pooled.positional_embedding = nn.Parameter(resized.contiguous())
+        self.architecture, self.fingerprint = resized_architecture, None
+
+    def preprocess(self, pictures: Picture | Sequence[Picture], *, fast: bool = False) -> Tensor:
+        """uint8[batch 3 size size]: resized so that the shorter side fits (bicubic), the central square kept.
+
+        Equal to Pillow's resize to the bit; `fast` shrinks with torch's instead (at most 1 of 255 apart) and decodes
+        large JPEG files at a fraction of their size (a few of 255).
+        """
+        if isinstance(pictures, str | Path | Image.Image):
+            pictures = [pictures]
+        size = self.architecture.image_size
+        return stack([centre_crop(_pixels(picture, size, fast=fast), size) for picture in pictures])
+
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "batch context"]:
+        """Token ids of sentences."""
+        if self.tokenizer is None:
+            raise ModelError(
+                "The model",
+                must="have a tokenizer to read sentences",
+                got="none",
+                then="Pass token ids, or set model.tokenizer = limner.Tokenizer.load(path, context_length="
+                f"{self.architecture.text.context_length}).",
+            )
+        return torch.from_numpy(self.tokenizer(texts))
+
+    def save(self, folder: str | Path, **card: Any) -> None:
+        """Write the model directory that `limner.load` reads; `card` are facts for its README."""
+        from limner.model.store import save
+
+        save(self, Path(folder), card)
+
+
+def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Tensor, "batch embed"]:
+    """Embeddings as they leave a tower, and features: float32, in tests of exactness float64."""
+    embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
+    return F.normalize(embedding, dim=-1) if normalize else embedding
+
+
+def _pixels(picture: Picture, size: int, *, fast: bool) -> np.ndarray:
+    if isinstance(picture, Image.Image):
+        rgb = to_rgb(picture)
+        return shorter_side_fast(np.array(rgb), size) if fast else np.asarray(shorter_side(rgb, size))
+    path = Path(picture)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_PICTURE_BYTES)
+    except OSError as error:
+        raise DataError(
+            f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."
+        ) from error
+    return decode(content, size, name=f"The picture {path}", fast=fast)

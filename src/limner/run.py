@@ -1,0 +1,220 @@
+"""A run directory and what makes a run repeatable.
+
+```
+RUN/config.json      the resolved config, defaults included
+RUN/env.json         versions, machine, command line, source revision
+RUN/data.json        the training data's fingerprint, counts, what was skipped and why
+RUN/manifest.json    the parts of that data, each with its sha256 and number of pairs
+RUN/tokenizer.json   the tokenizer of this run
+RUN/metrics.jsonl    one line for each logged step
+RUN/tensorboard/     the same, for TensorBoard
+RUN/checkpoints/     weights and optimizer state; the newest ones are kept
+RUN/model/           the trained model: what `limner.load` reads
+RUN/model-ema/       the same with averaged weights, if optim.ema_decay is set
+RUN/eval/            one JSON file for each task
+RUN/report.html
+```
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+import cattrs.strategies
+
+from limner import __version__
+from limner.config import Architecture, ResNetConfig, RunConfig, ViTConfig
+from limner.errors import ConfigError
+from limner.files import write_text
+
+SCHEMA = 1
+"""The version of the JSON that `to_json` writes; it rises when the fields change so that old files no longer fit."""
+
+T = TypeVar("T", RunConfig, Architecture)
+
+
+# --- configs as JSON -------------------------------------------------------------------------------------------------
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+_converter.register_unstructure_hook(Path, str)
+_converter.register_structure_hook(Path, lambda value, _: Path(value))
+cattrs.strategies.configure_tagged_union(
+    ResNetConfig | ViTConfig,
+    _converter,
+    tag_name="kind",
+    tag_generator=lambda cls: {ResNetConfig: "resnet", ViTConfig: "vit"}[cls],
+)
+
+
+def to_json(config: RunConfig | Architecture) -> dict[str, Any]:
+    """`config` as plain JSON values, defaults included."""
+    return {"schema": SCHEMA, **_converter.unstructure(config)}
+
+
+def from_json(values: dict[str, Any], kind: type[T], *, where: str) -> T:
+    """The config that `to_json` wrote; every field that does not fit is named in the error."""
+    values = dict(values)
+    schema = values.pop("schema", None)
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"The schema of {where}",
+            must=f"be {SCHEMA}",
+            got=schema,
+            then="It was written by another version of limner.",
+        )
+    try:
+        return _converter.structure(values, kind)
+    except cattrs.BaseValidationError as error:
+        faults = "; ".join(cattrs.transform_error(error, path="config"))
+        raise ConfigError(
+            where, must=f"hold a {kind.__name__}", got=faults, then="Correct these fields or write the file anew."
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"The file {path}", must="exist", got="no such file", then="Check the path of the run or the model."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"The file {path}", must="hold JSON", got=error, then="Write it anew.") from error
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def seed_for(name: str, seed: int) -> int:
+    """A 63-bit seed for one use of randomness, such as "init" or "crop", derived from the run's seed by name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+# --- the directory ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths inside a run directory; see the module's docstring."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """The training data's fingerprint and counts."""
+        return self.path / "data.json"
+
+    @property
+    def manifest(self) -> Path:
+        """The parts of the training data and what tells them from others."""
+        return self.path / "manifest.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of this run."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line for each logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model."""
+        return self.path / "model"
+
+    @property
+    def model_ema(self) -> Path:
+        """The folder of the averaged model, where the run keeps one."""
+        return self.path / "model-ema"
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of evaluation results."""
+        return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.path / "report.html"
+
+    def read_config(self) -> RunConfig:
+        """The config of the run."""
+        return from_json(read_json(self.config), RunConfig, where=str(self.config))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The logged steps; a last line cut short by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a trained model here."""
+        return (self.model / "config.json").is_file()
+
+    def describe_environment(self) -> None:
+        """Write env.json, unless it is there: what a person needs to know to repeat the run."""
+        import torch
+
+        if (self.path / "env.json").exists():
+            return
+
+        write_json(
+            self.path / "env.json",
+            {
+                "limner": __version__,
+                "revision": _git_revision(),
+                "command": sys.argv,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "machine": platform.machine(),
+                "processor": torch.backends.cpu.get_cpu_capability(),
+                "threads": torch.get_num_threads(),
+                "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+        )
+
+
+def _git_revision() -> str | None:
+    """The revision of limner's own source, "+changes" when files differ from it, None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10, check=True)
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(here)], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
