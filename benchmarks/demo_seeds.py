@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from limner.data.demo import default_folder, write_demo
+from limner.demo.pairs import default_folder, write_demo
 from limner.run import RunDirectory
 
 SEEDS = (0, 1, 2)

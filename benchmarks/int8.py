@@ -17,12 +17,13 @@ from tempfile import TemporaryDirectory
 import onnxruntime
 import torch
 
-from limner.demo import run_demo
-from limner.evaluation.suite import evaluate_task, own_task
+from limner.demo.tour import run_demo
+from limner.evaluation.suite import evaluate_task
+from limner.evaluation.tasks import own_task
 from limner.model.clip import CLIP
-from limner.model.onnx import export, with_onnx
-from limner.model.store import load
 from limner.run import RunDirectory
+from limner.store.onnx import export, with_onnx
+from limner.store.store import load
 
 REPEATS = 5
 IMAGES = 64

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from limner.data.shards import Sample, write_shards
+from limner.data.write import Sample, write_shards
 
 PAIRS, BATCH, EPOCHS = 640, 40, 10
 UNREADABLE = {77, 300, 301, 599}

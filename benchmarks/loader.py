@@ -47,7 +47,7 @@ def photo(rng: np.random.Generator) -> bytes:
 
 def write_pairs(folder: Path) -> float:
     """Write the shards; returns the mean size of a picture in bytes."""
-    from limner.data.shards import Sample, write_shards
+    from limner.data.write import Sample, write_shards
 
     rng = np.random.default_rng(0)
     words = ["a", "an", "old", "red", "small", "house", "dog", "river", "bridge", "in", "on", "near", "the", "with"]
@@ -63,7 +63,7 @@ def write_pairs(folder: Path) -> float:
 def limner_batches(folder: Path, *, min_area: float, normalised: bool) -> tuple[Iterator[Any], Callable[[], float]]:
     from limner.config import ImageConfig
     from limner.data.loader import Loader
-    from limner.data.sources import read_pairs
+    from limner.data.sources.read import read_pairs
     from limner.data.tokenizer import Tokenizer
 
     loader = Loader(

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limner.architecture import ZOO
 from limner.config import OptimConfig
-from limner.model.clip import CLIP
-from limner.model.zoo import ZOO, create
+from limner.model.clip import CLIP, create
 from limner.progress import say
-from limner.training.allocator import keep_freed_memory
-from limner.training.optimizer import MOMENTS, HalfAdamW, halve_weights, make_optimizer
+from limner.training.half_adamw import MOMENTS, HalfAdamW
+from limner.training.optimizer import halve_weights, make_optimizer
+from limner.training.prepare import keep_freed_memory
 
 LR = 1e-6
 TORCH: dict[str, dict[str, Any]] = {

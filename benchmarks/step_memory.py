@@ -29,17 +29,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.architecture import ZOO
 from limner.config import OptimConfig
 from limner.data.loader import Batch
-from limner.data.shards import Sample, write_shards
-from limner.model.zoo import ZOO, create
+from limner.data.write import Sample, write_shards
+from limner.model.clip import create
 from limner.objectives.contrastive import contrastive_loss_and_accuracy
 from limner.progress import say
 from limner.run import RunDirectory
-from limner.training.allocator import keep_freed_memory
-from limner.training.distributed import World
 from limner.training.optimizer import halve_weights, make_optimizer
+from limner.training.prepare import keep_freed_memory
 from limner.training.step import backward
+from limner.training.world import World
 from towers import NAMES, made_up_captions, open_clip
 
 VARIANTS: dict[str, dict[str, Any]] = {

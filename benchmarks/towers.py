@@ -27,12 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner.architecture import ZOO
 from limner.config import OptimConfig
-from limner.model.zoo import ZOO, create
+from limner.model.clip import create
 from limner.objectives.contrastive import contrastive_loss
 from limner.progress import say
-from limner.training.allocator import keep_freed_memory
 from limner.training.optimizer import make_optimizer
+from limner.training.prepare import keep_freed_memory
 
 NAMES = {"ViT-B/32": "ViT-B-32-quickgelu", "RN50": "RN50-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 PROMPTS_AT_ONCE = 256

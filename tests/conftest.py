@@ -12,7 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 from limner.data.tokenizer import Tokenizer
-from limner.demo import run_demo
+from limner.demo.tour import run_demo
 
 os.environ["COLUMNS"] = "100"  # help texts wrap at a fixed width
 os.environ["NO_COLOR"] = "1"

@@ -6,11 +6,11 @@ The public names are loaded when they are first used, so that `import limner` is
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from limner.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from limner.data.pairs import Pair, Source
-    from limner.data.sources import read_pairs
+    from limner.data.sources.read import read_pairs
     from limner.data.tokenizer import Tokenizer
     from limner.errors import (
         ConfigError,
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     )
     from limner.evaluation.suite import evaluate
     from limner.evaluation.zero_shot import ZeroShotClassifier
-    from limner.model.clip import CLIP
-    from limner.model.store import load
-    from limner.model.zoo import create
+    from limner.model.clip import CLIP, create
     from limner.objectives.contrastive import contrastive_loss
     from limner.objectives.sigmoid import sigmoid_loss
+    from limner.store.store import load, save
     from limner.training.loop import train
 
 _HOME = {
@@ -46,10 +45,11 @@ _HOME = {
     "TrainingError": "limner.errors",
     "ZeroShotClassifier": "limner.evaluation.zero_shot",
     "contrastive_loss": "limner.objectives.contrastive",
-    "create": "limner.model.zoo",
+    "create": "limner.model.clip",
     "evaluate": "limner.evaluation.suite",
-    "load": "limner.model.store",
-    "read_pairs": "limner.data.sources",
+    "load": "limner.store.store",
+    "read_pairs": "limner.data.sources.read",
+    "save": "limner.store.store",
     "sigmoid_loss": "limner.objectives.sigmoid",
     "train": "limner.training.loop",
 }
@@ -73,6 +73,7 @@ __all__ = [
     "evaluate",
     "load",
     "read_pairs",
+    "save",
     "sigmoid_loss",
     "train",
 ]

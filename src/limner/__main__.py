@@ -1,6 +1,6 @@
 """`python -m limner` is the `limner` command."""
 
-from limner.cli import main
+from limner.cli.command import main
 
 if __name__ == "__main__":
     main()

@@ -1,118 +1,20 @@
-"""What a run is: frozen dataclasses, the standard library only.
+"""What a run is: frozen dataclasses, and their JSON.
 
 A run flows `recipe -> command line -> RunConfig -> resolve() -> Plan`. Nothing changes a config after it was made;
 what depends on the data (how many steps, how many of them warm-up) is worked out by `resolve`, a pure function.
-
-An architecture (`Architecture`) is data too: the zoo holds them by name and a model directory stores its own.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar
 
-from limner.errors import ConfigError
-
-Activation = Literal["gelu", "quick_gelu"]
+from limner.architecture import Architecture, EncoderConfig
+from limner.errors import ConfigError, require
 
 DEFAULT_TEMPLATES = ("{}", "a picture of {}.")
 """Prompts for class names that come without templates of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """A modified ResNet (paper section 2.4): ResNet-D stem, anti-aliased strides, attention pooling."""
-
-    layers: tuple[int, ...]
-    """Bottleneck blocks in each stage."""
-    width: int
-    """Channels after the stem; stage k has `width * 2**k` inside its blocks and four times that between them."""
-    heads: int
-    """Heads of the attention pooling."""
-
-    def __post_init__(self) -> None:
-        check_heads("the attention pooling", self.grid_width, self.heads)
-
-    @property
-    def grid_width(self) -> int:
-        """Channels of the last grid."""
-        return 4 * self.width * 2 ** (len(self.layers) - 1)
-
-    @property
-    def stride(self) -> int:
-        """Pixels between positions of the last grid."""
-        return 4 * 2 ** (len(self.layers) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """A Vision Transformer (paper section 2.4) with a LayerNorm before the first block."""
-
-    layers: int
-    width: int
-    heads: int
-    patch_size: int
-
-    def __post_init__(self) -> None:
-        check_heads("the ViT", self.width, self.heads)
-
-    @property
-    def stride(self) -> int:
-        """Pixels between positions of the grid."""
-        return self.patch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The causal text transformer (paper section 2.4)."""
-
-    layers: int
-    width: int
-    heads: int
-    vocab_size: int
-    context_length: int = 77
-    """Positions, [SOS] and [EOS] included."""
-
-    def __post_init__(self) -> None:
-        check_heads("the text encoder", self.width, self.heads)
-        check(
-            self.context_length >= 3,
-            "The context length of the text encoder",
-            "be at least 3",
-            self.context_length,
-            "[SOS] and [EOS] take two of it.",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Everything that fixes the shape of a CLIP and the function that it computes."""
-
-    image: ResNetConfig | ViTConfig
-    text: TextConfig
-    embed_dim: int
-    image_size: int
-    """Pixels on each side of the square picture."""
-    activation: Activation = "quick_gelu"
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-    def __post_init__(self) -> None:
-        stride = self.image.stride
-        check(
-            self.image_size >= stride and self.image_size % stride == 0,
-            "The size of pictures",
-            f"be a multiple of {stride} pixels, the image encoder's patch or stride",
-            self.image_size,
-            f"Take {max(1, round(self.image_size / stride)) * stride}.",
-        )
-        check(
-            self.activation in get_args(Activation),
-            "The activation",
-            f"be one of {', '.join(get_args(Activation))}",
-            repr(self.activation),
-            "OpenAI's weights have quick_gelu.",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +28,8 @@ class ImageConfig:
     square, then it is resized to the model's input. 1.0: only the place is drawn, not the size."""
 
     def __post_init__(self) -> None:
-        check(self.resize > 0, "resize of images", "be positive", self.resize, "Give a length in pixels.")
-        check(
+        require(self.resize > 0, "resize of images", "be positive", self.resize, "Give a length in pixels.")
+        require(
             0 < self.crop_min_area <= 1,
             "crop-min-area of images",
             "lie in (0, 1]",
@@ -162,17 +64,19 @@ class OptimConfig:
     """Also keep an exponential moving average of the weights, with this decay per step; it goes into RUN/model-ema."""
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, "lr of optim", "be positive", self.lr, "Recipes use 5e-4 to 3e-3.")
-        check(self.weight_decay >= 0, "weight-decay of optim", "not be negative", self.weight_decay, "The paper: 0.2.")
+        require(self.lr > 0, "lr of optim", "be positive", self.lr, "Recipes use 5e-4 to 3e-3.")
+        require(
+            self.weight_decay >= 0, "weight-decay of optim", "not be negative", self.weight_decay, "The paper: 0.2."
+        )
         for name, value, usual in (
             ("eps", self.eps, "1e-6 for ViTs, 1e-8 for ResNets"),
             ("clip-norm", self.clip_norm, "1.0"),
         ):
-            check(value is None or value > 0, f"{name} of optim", "be positive", value, f"Usual: {usual}.")
+            require(value is None or value > 0, f"{name} of optim", "be positive", value, f"Usual: {usual}.")
         for name, decay in (("beta1", self.beta1), ("beta2", self.beta2), ("ema-decay", self.ema_decay)):
             fine = decay is None or 0 <= decay < 1
-            check(fine, f"{name} of optim", "lie in [0, 1)", decay, "The paper: beta1 0.9, beta2 0.98 or 0.999.")
-        check(
+            require(fine, f"{name} of optim", "lie in [0, 1)", decay, "The paper: beta1 0.9, beta2 0.98 or 0.999.")
+        require(
             0 <= self.warmup_share < 1,
             "warmup-share of optim",
             "lie in [0, 1)",
@@ -180,14 +84,12 @@ class OptimConfig:
             "It is a share of all steps, such as 0.05.",
         )
         fine = self.warmup_steps is None or self.warmup_steps >= 0
-        check(fine, "warmup-steps of optim", "not be negative", self.warmup_steps, "The paper: 2000.")
+        require(fine, "warmup-steps of optim", "not be negative", self.warmup_steps, "The paper: 2000.")
 
-    def for_encoder(self, image: ResNetConfig | ViTConfig) -> "OptimConfig":
-        """With beta2 and eps filled in by the family of the image encoder (paper table 18)."""
-        beta2, eps = (0.999, 1e-8) if isinstance(image, ResNetConfig) else (0.98, 1e-6)
-        return replace(
-            self, beta2=beta2 if self.beta2 is None else self.beta2, eps=eps if self.eps is None else self.eps
-        )
+    def for_encoder(self, image: EncoderConfig) -> "OptimConfig":
+        """The same with beta2 and eps filled in by the kind of the image encoder (paper table 18)."""
+        beta2 = image.beta2 if self.beta2 is None else self.beta2
+        return replace(self, beta2=beta2, eps=image.eps if self.eps is None else self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +100,8 @@ class TrainConfig:
     """Pairs in one step, over all ranks: each picture meets every caption of the batch."""
     epochs: float
     """Times that the pairs are seen."""
+    objective: str = "contrastive"
+    """What is learnt from a batch: contrastive (the paper's) or sigmoid (SigLIP's)."""
     micro_batch: int | None = None
     """Pairs whose activations are in memory at once, on each rank; all of its pairs by default. The gradient is that
     of the whole batch; a ResNet's BatchNorm takes its statistics over micro-batches."""
@@ -219,26 +123,26 @@ class TrainConfig:
     """A checkpoint is written at least this often, at Ctrl-C and at the end."""
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.batch_size >= 2,
             "batch-size of train",
             "be at least 2",
             self.batch_size,
             "Contrastive learning needs other captions to tell a picture's own from.",
         )
-        check(
+        require(
             self.micro_batch is None or self.micro_batch >= 1,
             "micro-batch of train",
             "be at least 1",
             self.micro_batch,
             "64 suits a small machine.",
         )
-        check(self.epochs > 0, "epochs of train", "be positive", self.epochs, "Fractions are fine: 0.5.")
+        require(self.epochs > 0, "epochs of train", "be positive", self.epochs, "Fractions are fine: 0.5.")
         for name, value in (
             ("patience-seconds", self.patience_seconds),
             ("checkpoint-minutes", self.checkpoint_minutes),
         ):
-            check(value > 0, f"{name} of train", "be positive", value, "Fractions are fine: 0.5.")
+            require(value > 0, f"{name} of train", "be positive", value, "Fractions are fine: 0.5.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +159,8 @@ class RunConfig:
     """Pairs or labelled pictures to measure on. Without it `holdout` of the training pairs are kept back."""
     out: Path | None = None
     """The run directory. Default: runs/RECIPE."""
-    model: str
-    """An architecture of the zoo."""
+    model: str | Architecture
+    """An architecture by its name in the zoo, or, from Python, one of your own."""
     init: Path | None = None
     """A model directory or finished run to start from instead of random weights; its position embeddings are resized
     to the model's pictures, its tokenizer is used."""
@@ -278,21 +182,21 @@ class RunConfig:
     optim: OptimConfig
 
     def __post_init__(self) -> None:
-        check(self.cache_mb >= 0, "cache-mb", "not be negative", self.cache_mb, "0 keeps no picture in memory.")
+        require(self.cache_mb >= 0, "cache-mb", "not be negative", self.cache_mb, "0 keeps no picture in memory.")
         fine = self.workers is None or self.workers >= 1
-        check(fine, "workers", "be at least 1", self.workers, "Leave it out for one per core.")
+        require(fine, "workers", "be at least 1", self.workers, "Leave it out for one per core.")
         fine = 0 <= self.max_dropped <= 1
-        check(fine, "max-dropped", "lie in [0, 1]", self.max_dropped, "It is a share of the pairs, such as 0.05.")
-        check(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")
+        require(fine, "max-dropped", "lie in [0, 1]", self.max_dropped, "It is a share of the pairs, such as 0.05.")
+        require(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")
         half = self.optim.bf16_weights
-        check(
+        require(
             not half or self.train.precision != "fp32",
             "train.precision with optim.bf16-weights",
             "be bf16: weights in bf16 are computed with in bf16",
             self.train.precision,
             "Give --train.precision bf16, or --optim.bf16-weights without a value.",
         )
-        check(
+        require(
             not half or self.train.parallel != "fsdp",
             "optim.bf16-weights with train.parallel fsdp",
             "be empty, for FSDP shards weights of one dtype",
@@ -313,7 +217,7 @@ class Plan:
 def resolve(config: RunConfig, *, pairs: int) -> Plan:
     """The plan of `config` on `pairs` training pairs."""
     batch_size = config.train.batch_size
-    check(
+    require(
         pairs >= batch_size,
         "The number of training pairs",
         f"be at least the batch size {batch_size}",
@@ -329,13 +233,68 @@ def resolve(config: RunConfig, *, pairs: int) -> Plan:
     )
 
 
-def check(fine: bool, what: str, must: str, got: object, then: str) -> None:
-    """Raise the `ConfigError` that says so unless `fine`."""
-    if not fine:
-        raise ConfigError(what, must=must, got=got, then=then)
+# --- configs as JSON -------------------------------------------------------------------------------------------------
+
+T = TypeVar("T", RunConfig, Architecture)
+
+SCHEMAS = {RunConfig: (2, 1), Architecture: (1,)}
+"""The versions of the JSON of each kind: the first is written, all are read. A new one comes with fields that the code
+of before could not read; a run of version 1 names an architecture of the zoo, one of version 2 holds its own."""
 
 
-def check_heads(what: str, width: int, heads: int) -> None:
-    """Raise `ConfigError` unless `heads` divide `width`."""
-    fine = heads >= 1 and width % heads == 0
-    check(fine, f"The heads of {what}", f"divide its width {width}", heads, "Most models have heads of 64.")
+def to_json(config: RunConfig | Architecture) -> dict[str, Any]:
+    """`config` as plain JSON values, defaults included."""
+    return {"schema": SCHEMAS[type(config)][0], **_converter().unstructure(config)}
+
+
+def from_json(values: dict[str, Any], kind: type[T], *, where: str) -> T:
+    """The config that `to_json` wrote; every field that does not fit is named in the error."""
+    import cattrs
+
+    values = dict(values)
+    schema = values.pop("schema", None)
+    if schema not in SCHEMAS[kind]:
+        raise ConfigError(
+            f"The schema of {where}",
+            must=f"be {' or '.join(map(str, SCHEMAS[kind]))}",
+            got=schema,
+            then="It was written by another version of limner.",
+        )
+    try:
+        return _converter().structure(values, kind)
+    except cattrs.BaseValidationError as error:
+        faults = "; ".join(cattrs.transform_error(error, path="config"))
+        raise ConfigError(
+            where, must=f"hold a {kind.__name__}", got=faults, then="Correct these fields or write the file anew."
+        ) from error
+
+
+@cache
+def _converter() -> Any:
+    import cattrs  # when it is needed: the command line's --help is not kept waiting
+    from cattrs.gen import make_dict_unstructure_fn, override
+
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_unstructure_hook(Path, str)
+    converter.register_structure_hook(Path, lambda value, _: Path(value))
+    # what an architecture is without is not written, so that its fingerprint is the one of before these fields
+    later = dict.fromkeys(("objective", "initial_logit_scale", "initial_logit_bias"), override(omit_if_default=True))
+    converter.register_unstructure_hook(Architecture, make_dict_unstructure_fn(Architecture, converter, **later))
+    converter.register_unstructure_hook(EncoderConfig, lambda encoder: {"kind": encoder.kind, **asdict(encoder)})
+
+    def encoder(values: dict[str, Any], _: type) -> EncoderConfig:
+        kind = EncoderConfig.kinds.get(values["kind"])
+        if kind is None:
+            raise ValueError(f"{values['kind']!r} is no kind of encoder; there are {', '.join(EncoderConfig.kinds)}")
+        return converter.structure({name: value for name, value in values.items() if name != "kind"}, kind)
+
+    def model(value: str | dict[str, Any], _: type) -> str | Architecture:
+        return value if isinstance(value, str) else converter.structure(value, Architecture)
+
+    def model_values(model: str | Architecture) -> str | dict[str, Any]:
+        return model if isinstance(model, str) else converter.unstructure(model, Architecture)
+
+    converter.register_structure_hook_func(lambda kind: kind is EncoderConfig, encoder)
+    converter.register_structure_hook_func(lambda kind: kind == str | Architecture, model)
+    converter.register_unstructure_hook_func(lambda kind: kind == str | Architecture, model_values)
+    return converter

@@ -76,3 +76,9 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """The last sentence of an error about an unknown word: the nearest known one, or `otherwise`."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
     return f"Did you mean {near[0]}?" if near else otherwise
+
+
+def require(fine: bool, what: str, must: str, got: object, then: str) -> None:
+    """Raise the `ConfigError` that says so unless `fine`."""
+    if not fine:
+        raise ConfigError(what, must=must, got=got, then=then)

@@ -1,14 +1,15 @@
 """Writing files so that an interruption or a full disk never damages what was there before."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from limner.errors import StorageError
+from limner.errors import ConfigError, StorageError
 
 
 @contextmanager
@@ -66,3 +67,20 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"The file {path}", must="exist", got="no such file", then="Check the path of the run or the model."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"The file {path}", must="hold JSON", got=error, then="Write it anew.") from error
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -16,91 +16,19 @@ RUN/report.html
 ```
 """
 
-import hashlib
 import json
 import platform
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import cattrs
-import cattrs.strategies
-
-from limner import __version__
-from limner.config import Architecture, ResNetConfig, RunConfig, ViTConfig
-from limner.errors import ConfigError
-from limner.files import write_text
-
-SCHEMA = 1
-"""The version of the JSON that `to_json` writes; it rises when the fields change so that old files no longer fit."""
-
-T = TypeVar("T", RunConfig, Architecture)
-
+from limner.config import RunConfig, from_json
+from limner.files import read_json, write_json
+from limner.version import __version__
 
 # --- configs as JSON -------------------------------------------------------------------------------------------------
-
-_converter = cattrs.Converter(forbid_extra_keys=True)
-_converter.register_unstructure_hook(Path, str)
-_converter.register_structure_hook(Path, lambda value, _: Path(value))
-cattrs.strategies.configure_tagged_union(
-    ResNetConfig | ViTConfig,
-    _converter,
-    tag_name="kind",
-    tag_generator=lambda cls: {ResNetConfig: "resnet", ViTConfig: "vit"}[cls],
-)
-
-
-def to_json(config: RunConfig | Architecture) -> dict[str, Any]:
-    """`config` as plain JSON values, defaults included."""
-    return {"schema": SCHEMA, **_converter.unstructure(config)}
-
-
-def from_json(values: dict[str, Any], kind: type[T], *, where: str) -> T:
-    """The config that `to_json` wrote; every field that does not fit is named in the error."""
-    values = dict(values)
-    schema = values.pop("schema", None)
-    if schema != SCHEMA:
-        raise ConfigError(
-            f"The schema of {where}",
-            must=f"be {SCHEMA}",
-            got=schema,
-            then="It was written by another version of limner.",
-        )
-    try:
-        return _converter.structure(values, kind)
-    except cattrs.BaseValidationError as error:
-        faults = "; ".join(cattrs.transform_error(error, path="config"))
-        raise ConfigError(
-            where, must=f"hold a {kind.__name__}", got=faults, then="Correct these fields or write the file anew."
-        ) from error
-
-
-def read_json(path: Path) -> Any:
-    """The values of a JSON file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"The file {path}", must="exist", got="no such file", then="Check the path of the run or the model."
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"The file {path}", must="hold JSON", got=error, then="Write it anew.") from error
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write `values` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-# --- seeds -----------------------------------------------------------------------------------------------------------
-
-
-def seed_for(name: str, seed: int) -> int:
-    """A 63-bit seed for one use of randomness, such as "init" or "crop", derived from the run's seed by name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
-
 
 # --- the directory ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.cli import VERBS, main
+from limner.cli.command import VERBS, main
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "help.txt"
 
@@ -21,7 +21,7 @@ def limner(*args: str) -> subprocess.CompletedProcess[str]:
 
 def without_torch(args: list[str]) -> None:
     """Run a command line in a process of its own and fail if it imported torch."""
-    lines = ["import sys", "from limner.cli import main", f"try: main({args!r})", "except SystemExit: pass"]
+    lines = ["import sys", "from limner.cli.command import main", f"try: main({args!r})", "except SystemExit: pass"]
     code = "\n".join([*lines, "assert 'torch' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

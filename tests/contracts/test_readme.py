@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.cli import main
+from limner.cli.command import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from limner.config import TrainConfig
-from limner.data.demo import write_demo
+from limner.demo.pairs import write_demo
 from limner.recipes import digits
 from limner.run import RunDirectory
 from limner.training import loop

@@ -5,10 +5,10 @@ import hashlib
 import torch
 from torch import Tensor
 
-from limner.config import Architecture
-from limner.model import convert
+from limner.architecture import Architecture
 from limner.model.clip import CLIP
-from limner.model.store import load_weights
+from limner.store import convert
+from limner.store.store import load_weights
 
 POOL = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))  # a prime: repeats fall on other places
 

@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import limner
 import limner.run
-from limner.config import Architecture, ResNetConfig, TextConfig, ViTConfig
+from limner.architecture import PAPER, ZOO, Architecture, ResNetConfig, TextConfig, ViTConfig
 from limner.data.tokenizer import Tokenizer
-from limner.model import convert
 from limner.model.clip import CLIP
-from limner.model.zoo import PAPER, ZOO
+from limner.store import convert
 
 from .made import filled, made_batch, made_clip
 

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 
 import limner
-from limner.config import Architecture, TextConfig, ViTConfig
+from limner.architecture import PAPER, ZOO, Architecture, TextConfig, ViTConfig
 from limner.data.tokenizer import Tokenizer
 from limner.model.clip import CLIP
-from limner.model.zoo import PAPER, ZOO
 
 from .made import filled, made_batch, made_clip
 

@@ -4,11 +4,10 @@ from pathlib import Path
 import pytest
 
 import limner.config
-from limner.config import Architecture, ImageConfig, OptimConfig, RunConfig, TrainConfig, resolve
+from limner.architecture import ZOO, Architecture
+from limner.config import ImageConfig, OptimConfig, RunConfig, TrainConfig, from_json, resolve, to_json
 from limner.errors import ConfigError
-from limner.model.zoo import ZOO
 from limner.recipes import RECIPES
-from limner.run import from_json, to_json
 
 
 @pytest.mark.parametrize("name", RECIPES)

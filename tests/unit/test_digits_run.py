@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limner.config import RunConfig
-from limner.demo import run_demo, train_or_continue
+from limner.demo.tour import run_demo, train_or_continue
 from limner.errors import ConfigError
 from limner.run import RunDirectory
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.demo import run_demo
+from limner.demo.tour import run_demo
 
 
 @pytest.mark.slow

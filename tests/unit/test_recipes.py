@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limner.config import Architecture, ResNetConfig, TextConfig, ViTConfig, resolve
-from limner.model.clip import CLIP
-from limner.model.store import load
-from limner.model.zoo import ZOO, create
+from limner.architecture import ZOO, Architecture, ResNetConfig, TextConfig, ViTConfig
+from limner.config import resolve
+from limner.model.clip import CLIP, create
 from limner.recipes import PAPER, RECIPES
 from limner.run import RunDirectory
+from limner.store.store import load
 from limner.training.loop import train
-from limner.training.optimizer import gains_and_biases, halve_weights, make_optimizer
-from limner.training.schedule import lr_share
+from limner.training.optimizer import gains_and_biases, halve_weights, lr_share, make_optimizer
 
 # tables 18, 19 and 20 of the paper
 TABLE = {

@@ -13,8 +13,8 @@ import torch
 
 from limner.config import ImageConfig
 from limner.data.decode import Unreadable, decode, drafted, opened, random_crop, rgb_fast, shorter_side_fast
-from limner.data.loader import Loader, order_of
-from limner.data.pairs import Source
+from limner.data.loader import Loader
+from limner.data.pairs import Source, order_of
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError
 from limner.progress import track

@@ -14,7 +14,10 @@ from contextlib import nullcontext
 
 import numpy as np
 import simplejpeg
+import torch
+from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from limner.errors import DataError
 
@@ -205,3 +208,8 @@ def random_crop(pixels: np.ndarray, size: int, *, min_area: float, draws: tuple[
     left, top = int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1))
     square = pixels[top : top + side, left : left + side]
     return square if side == size else _resized(np.ascontiguousarray(square), (size, size))
+
+
+def stack(pictures: list[np.ndarray]) -> UInt8[Tensor, "batch 3 height width"]:
+    """Pictures uint8[height width 3] as one tensor, channels first in shape and last in memory."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

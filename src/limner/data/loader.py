@@ -9,13 +9,11 @@ step ─> order ─> for each pair, by many threads: read ─> decode (kept in m
 A picture that cannot be used is left out and counted by reason; nothing is waited for without end.
 """
 
-import hashlib
 import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -26,26 +24,29 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from limner.config import ImageConfig
-from limner.data.decode import Unreadable, centre_crop, decode, random_crop
-from limner.data.order import Order, uniform
-from limner.data.pairs import Pair, Source
+from limner.curate.signals import NAMED
+from limner.data.decode import Unreadable, decode, random_crop
+from limner.data.order import uniform
+from limner.data.pairs import Pair, Source, order_of
+from limner.data.reading import (
+    DEADLINE_SECONDS,
+    LATE,
+    PATIENCE_SECONDS,
+    UNREAD,
+    Task,
+    Workers,
+    cores,
+    describe_unreadable,
+    hash_of,
+    place_of,
+    read_again,
+)
 from limner.data.remote import last_fetched
 from limner.data.tokenizer import Tokenizer
-from limner.data.workers import Task, Workers
 from limner.errors import DataError
 
 AHEAD, AHEAD_BYTES = 3, 2**28
 """Batches that are made ready before they are asked for: so many, or fewer (one at least) when they are large."""
-DEADLINE_SECONDS = 20.0
-"""A picture that takes longer to decode is left out. The caps on pixels and scans come first, so that this is for what
-nobody has thought of: it depends on the machine, they do not."""
-PATIENCE_SECONDS = 60.0
-"""Without a batch, a picture of it or a block from a network for so long, training ends and says where it hangs."""
-READ_AGAIN = (0.1, 1.0)
-"""Seconds after which a read that failed is tried again."""
-TOLD = 1000
-"""Unreadable pictures that are told by key; the others are counted."""
-LATE, UNREAD = f"over {DEADLINE_SECONDS:.0f} s to decode", "file that cannot be read"
 
 
 @dataclass(frozen=True)
@@ -225,84 +226,6 @@ class Loader:
         return LATE if is_late else None
 
     def _note(self, pair: Pair, reason: str, got: object) -> str:
-        if len(self.unreadable) < TOLD:
+        if len(self.unreadable) < NAMED:
             self.unreadable[pair.key] = str(got)
         return reason
-
-
-def place_of(pair: Pair) -> str:
-    """Where a picture is, for people."""
-    return f"{pair.key} of {pair.path}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def order_of(source: Source, seed: int) -> Order:
-    """The order in which a run of this seed sees the pairs of a source."""
-    counts = [len(part) for part in source.parts]
-    shares = source.shares or ((len(counts), 1.0),)
-    ends = np.cumsum([parts for parts, _ in shares])
-    stocks = [counts[end - parts : end] for end, (parts, _) in zip(ends, shares, strict=True)]
-    return Order(stocks, [weight for _, weight in shares], seed=seed)
-
-
-def read_again(pair: Pair, task: Task) -> bytes:
-    """The bytes of a picture; a read that fails is tried again, for networks."""
-    task.at("reading", place_of(pair))
-    for seconds in READ_AGAIN:
-        try:
-            return pair.read()
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(seconds)
-    return pair.read()
-
-
-def hash_of(content: bytes) -> int:
-    """A signed 64-bit hash, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
-
-
-def read_centre(
-    source: Source, image_size: int, *, batch_size: int = 256
-) -> Iterator[tuple[list[int], UInt8[Tensor, "batch 3 height width"], dict[str, str]]]:
-    """The central squares of a source's pictures, batch by batch, for evaluation and search.
-
-    Yields (indices of the readable pictures, their pixels, reasons for the unreadable ones by key).
-    """
-    starts = range(0, len(source), batch_size)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for start in starts:
-            indices = range(start, min(start + batch_size, len(source)))
-            unreadable: dict[str, str] = {}
-            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad), indices)
-            kept = [(i, centre_crop(p, image_size)) for i, p in zip(indices, decoded, strict=True) if p is not None]
-            pixels = stack([p for _, p in kept]) if kept else torch.empty(0, 3, image_size, image_size).byte()
-            yield [i for i, _ in kept], pixels, unreadable
-
-
-def stack(pictures: list[np.ndarray]) -> UInt8[Tensor, "batch 3 height width"]:
-    """Pictures uint8[height width 3] as one tensor, channels first in shape and last in memory."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-
-
-def describe_unreadable(unreadable: dict[str, str]) -> str:
-    """How many pictures could not be read and why, in words."""
-    if not unreadable:
-        return "none unreadable"
-    reasons = Counter(unreadable.values()).most_common(3)
-    return f"{len(unreadable)} unreadable ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})"
-
-
-def _decode(pair: Pair, resize: int, unreadable: dict[str, str]) -> np.ndarray | None:
-    try:
-        return decode(pair.read(), resize, name=f"The picture {pair.key}")
-    except DataError as error:
-        unreadable[pair.key] = str(error.got)
-    except OSError as error:
-        unreadable[pair.key] = error.strerror or str(error)
-    return None

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from limner.run import seed_for
+from limner.seeds import seed_for
 
 WINDOW = 65_536
 """Pairs that are shuffled together, about."""

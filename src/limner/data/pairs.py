@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from limner.data.order import uniform
+from limner.data.order import Order, uniform
 from limner.data.remote import local
 from limner.errors import DataError
 
@@ -293,3 +293,12 @@ def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
 def describe(skipped: Counter[str]) -> str:
     """What was left out, in words: "2 skipped: no caption; 1 skipped: empty picture file"."""
     return "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.most_common()) or "nothing skipped"
+
+
+def order_of(source: Source, seed: int) -> Order:
+    """The order in which a run of this seed sees the pairs of a source."""
+    counts = [len(part) for part in source.parts]
+    shares = source.shares or ((len(counts), 1.0),)
+    ends = np.cumsum([parts for parts, _ in shares])
+    stocks = [counts[end - parts : end] for end, (parts, _) in zip(ends, shares, strict=True)]
+    return Order(stocks, [weight for _, weight in shares], seed=seed)

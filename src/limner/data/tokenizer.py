@@ -30,7 +30,6 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # one visible character for
 EVERY_BYTE = [*BYTES, *(byte + WORD_END for byte in BYTES)]
 OPENAI_MERGES = Path(__file__).with_name("openai_bpe") / "merges.txt.gz"
 OPENAI_MERGE_COUNT = 48_894  # of the 262,144 in OpenAI's file: 49,408 less 512 byte tokens and two special ones
-OPENAI_VOCABULARY = 49_408
 LARGEST_FILE = 64 * 2**20  # bytes, after unpacking; OpenAI's own is 3 MB
 
 Merges = list[tuple[str, str]]

@@ -6,60 +6,26 @@ CLIP_benchmark's layout, it is classified zero-shot; if its pictures have captio
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from limner.config import DEFAULT_TEMPLATES
-from limner.data.loader import describe_unreadable
-from limner.data.pairs import Pair, Source
-from limner.data.sources import absolute, held_back_pairs, read_pictures
+from limner.data.pairs import Source
+from limner.data.reading import describe_unreadable
+from limner.data.sources.read import read_pictures
+from limner.embed import image_features
 from limner.errors import ConfigError, DataError
-from limner.evaluation.metrics import Row, ranks, row
-from limner.evaluation.zero_shot import ZeroShotClassifier
+from limner.evaluation.metrics import Row
+from limner.evaluation.retrieval import retrieval
+from limner.evaluation.tasks import Evaluation, _absolute, own_task
+from limner.evaluation.zero_shot import Prediction, ZeroShotClassifier, classify
+from limner.files import write_json
 from limner.model.clip import CLIP
-from limner.model.features import image_features
-from limner.model.store import load
-from limner.progress import say
-from limner.run import RunDirectory, write_json
-
-TOP = 5
-"""Names kept for each picture."""
-RECALLS = (1, 5, 10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What zero-shot classification said about one picture."""
-
-    key: str
-    label: int
-    held_out: bool
-    top: list[int]
-    """Indices of the likeliest classes."""
-    probabilities: list[float]
-    right: float
-    """Probability of the right class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The rows of one task, and what they are counted from."""
-
-    task: str
-    data: str
-    """Where the pictures are."""
-    kept_back: bool
-    """They are those that the run kept back from the training pairs there."""
-    rows: list[Row]
-    class_names: list[str] = field(default_factory=list)
-    templates: list[str] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Pictures left out, by reason."""
+from limner.progress import _lines, say
+from limner.run import RunDirectory
+from limner.store.store import load
 
 
 def evaluate(model: CLIP, tasks: Iterable[str | Path | Source]) -> list[Row]:
@@ -90,24 +56,6 @@ def evaluate_run(path: Path, data: Sequence[str | Path] = ()) -> list[Evaluation
             name = f"{evaluation.task.replace('/', '-')}-{evaluation.rows[0].data[:8]}.json"
             write_json(run.evaluations / name, asdict(evaluation))
     return evaluations
-
-
-def own_task(run: RunDirectory) -> Source:
-    """What a run is measured on: its test set, or the pairs that it kept back from training."""
-    config = run.read_config()
-    own = read_pictures(config.test) if config.test is not None else held_back_pairs(config)
-    if own is None:
-        raise ConfigError(
-            f"The run {run.path}",
-            must="have a test set or held-out pairs",
-            got="neither, or too few pairs to keep any back",
-            then="Give --data PATH.",
-        )
-    return own
-
-
-def _absolute(path: Path | str) -> str:
-    return str(path.resolve()) if isinstance(path, Path) else absolute(path)
 
 
 @torch.inference_mode()
@@ -162,78 +110,3 @@ def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = F
         predictions=predictions,
         skipped=dict(+skipped),
     )
-
-
-def classify(
-    classifier: ZeroShotClassifier, features: Float[Tensor, "pictures embed"], pairs: list[Pair], about: dict[str, str]
-) -> tuple[list[Row], list[Prediction]]:
-    """Top-1 and top-5 accuracy, over all classes and over those held out of training, and each picture's names."""
-    labels = torch.tensor([pair.label for pair in pairs])
-    classes = len(classifier.class_names)
-    if int(labels.max()) >= classes:
-        raise DataError(
-            "The labels of the pictures",
-            must=f"be below {classes}, the number of lines of classnames.txt",
-            got=int(labels.max()),
-            then="Labels are counted from 0.",
-        )
-    rank = ranks(classifier.scores(features), torch.arange(classes) == labels[:, None])
-    held_out = torch.tensor([pair.held_out for pair in pairs])
-    rows = [row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
-    if held_out.any():
-        rows += [row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
-    probabilities = classifier.probabilities(features)
-    found = probabilities.topk(min(TOP, classes), dim=1)
-    right = probabilities[torch.arange(len(labels)), labels]
-    predictions = [
-        Prediction(key=pair.key, label=label, held_out=pair.held_out, top=top, probabilities=shares, right=share)
-        for pair, label, top, shares, share in zip(
-            pairs, labels.tolist(), found.indices.tolist(), found.values.tolist(), right.tolist(), strict=True
-        )
-    ]
-    return rows, predictions
-
-
-def retrieval(
-    model: CLIP,
-    picture_features: Float[Tensor, "pictures embed"],
-    captions: list[tuple[str, ...]],
-    about: dict[str, str],
-) -> list[Row]:
-    """Recall@1/5/10 from captions to pictures and back.
-
-    Identical captions are one candidate, and every picture that one of them belongs to is right.
-    """
-    different = sorted({caption for several in captions for caption in several})
-    index = {caption: i for i, caption in enumerate(different)}
-    own = [sorted({index[caption] for caption in several}) for several in captions]
-    text_features = torch.cat([model.encode_text(different[i : i + 1024]) for i in range(0, len(different), 1024)])
-    to_text = _ranks_in_chunks(picture_features, text_features, own)
-    pictures_of: list[list[int]] = [[] for _ in different]
-    for picture, mine in enumerate(own):
-        for caption in mine:
-            pictures_of[caption].append(picture)
-    to_image = _ranks_in_chunks(text_features, picture_features, pictures_of)
-    return [row(f"retrieval.text_to_image@{k}", to_image, k, **about) for k in RECALLS] + [
-        row(f"retrieval.image_to_text@{k}", to_text, k, **about) for k in RECALLS
-    ]
-
-
-def _ranks_in_chunks(
-    queries: Float[Tensor, "queries embed"], candidates: Float[Tensor, "candidates embed"], right: list[list[int]]
-) -> Int[Tensor, " queries"]:
-    """`ranks` of every query's `right` candidates, a thousand queries at a time."""
-    parts = []
-    for start in range(0, len(queries), 1024):
-        scores = queries[start : start + 1024] @ candidates.T
-        is_right = torch.zeros_like(scores, dtype=torch.bool)
-        for query, wanted in zip(is_right, right[start : start + 1024], strict=True):
-            query[wanted] = True
-        parts.append(ranks(scores, is_right))
-    return torch.cat(parts)
-
-
-def _lines(folder: Path, name: str) -> list[str]:
-    """The lines of `name` in `folder` or in the folder around it; none if there is no such file."""
-    path = next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
-    return path.read_text(encoding="utf-8").rstrip().splitlines() if path else []

@@ -8,6 +8,7 @@ pictures ─> image features [batch embed] ─> x classifier x logit scale ─> 
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limner.config import DEFAULT_TEMPLATES
-from limner.errors import ConfigError
+from limner.data.pairs import Pair
+from limner.errors import ConfigError, DataError
+from limner.evaluation.metrics import Row, ranks, row
 from limner.model.clip import CLIP
 
 if TYPE_CHECKING:
@@ -85,3 +88,51 @@ def _check(class_names: Sequence[str], templates: Sequence[str]) -> None:
             got=repr(wrong[0]) if wrong else "no template",
             then='For example: "a picture of a {}."',
         )
+
+
+TOP = 5
+"""Names kept for each picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What zero-shot classification said about one picture."""
+
+    key: str
+    label: int
+    held_out: bool
+    top: list[int]
+    """Indices of the likeliest classes."""
+    probabilities: list[float]
+    right: float
+    """Probability of the right class."""
+
+
+def classify(
+    classifier: ZeroShotClassifier, features: Float[Tensor, "pictures embed"], pairs: list[Pair], about: dict[str, str]
+) -> tuple[list[Row], list[Prediction]]:
+    """Top-1 and top-5 accuracy, over all classes and over those held out of training, and each picture's names."""
+    labels = torch.tensor([pair.label for pair in pairs])
+    classes = len(classifier.class_names)
+    if int(labels.max()) >= classes:
+        raise DataError(
+            "The labels of the pictures",
+            must=f"be below {classes}, the number of lines of classnames.txt",
+            got=int(labels.max()),
+            then="Labels are counted from 0.",
+        )
+    rank = ranks(classifier.scores(features), torch.arange(classes) == labels[:, None])
+    held_out = torch.tensor([pair.held_out for pair in pairs])
+    rows = [row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
+    if held_out.any():
+        rows += [row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
+    probabilities = classifier.probabilities(features)
+    found = probabilities.topk(min(TOP, classes), dim=1)
+    right = probabilities[torch.arange(len(labels)), labels]
+    predictions = [
+        Prediction(key=pair.key, label=label, held_out=pair.held_out, top=top, probabilities=shares, right=share)
+        for pair, label, top, shares, share in zip(
+            pairs, labels.tolist(), found.indices.tolist(), found.values.tolist(), right.tolist(), strict=True
+        )
+    ]
+    return rows, predictions

@@ -7,7 +7,7 @@ tokens int64[batch context]        ─────────────> text
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,23 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from limner.config import Architecture, ResNetConfig
-from limner.data.decode import centre_crop, decode, shorter_side, shorter_side_fast, to_rgb
-from limner.data.loader import stack
+from limner.architecture import OPENAI_VOCABULARY, Architecture, architecture
+from limner.data.decode import centre_crop, decode, shorter_side, shorter_side_fast, stack, to_rgb
 from limner.data.pairs import MAX_PICTURE_BYTES
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError, ModelError
 from limner.model.resnet import ResNet
 from limner.model.text import TextEncoder
 from limner.model.vit import ViT
+from limner.seeds import seed_for
 
 MAX_LOGIT_SCALE = 100.0
-INITIAL_LOGIT_SCALE = 1 / 0.07
 
 Picture = str | Path | Image.Image
-Encoder = ResNet | ViT | TextEncoder
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "vit": ViT}
+"""The module of each kind of image encoder: called with (config, embed_dim, image_size, activation). It gives the
+embedding of normalised pixels by `forward` and, readably, by `encode_whole`; it has `blocks`, says the `dtype` of its
+weights, and takes images of another size after `resize_grid`."""
 
 
 class CLIP(nn.Module):
@@ -56,13 +58,13 @@ class CLIP(nn.Module):
             )
         self.architecture, self.tokenizer = architecture, tokenizer
         self.fingerprint: str | None = None
-        self.image: ResNet | ViT = (
-            ResNet(image, architecture.embed_dim, architecture.image_size)
-            if isinstance(image, ResNetConfig)
-            else ViT(image, architecture.embed_dim, architecture.image_size, architecture.activation)
+        self.image: Any = ENCODERS[image.kind](
+            image, architecture.embed_dim, architecture.image_size, architecture.activation
         )
         self.text = TextEncoder(text, architecture.embed_dim, architecture.activation)
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(architecture.initial_logit_scale)))
+        bias = architecture.initial_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
         self._mean: Tensor
         self._std: Tensor
         for name, values in (("_mean", architecture.image_mean), ("_std", architecture.image_std)):
@@ -149,15 +151,9 @@ class CLIP(nn.Module):
         Bicubic over the grid, the class token's (a ResNet's: the mean's) kept. So does the paper's extra epoch at 336
         pixels start (section 2.5).
         """
-        stride = self.architecture.image.stride
         resized_architecture = replace(self.architecture, image_size=size)
-        pooled = self.image.attention_pool if isinstance(self.image, ResNet) else self.image
-        first, grid = pooled.positional_embedding.detach().float().split([1, len(pooled.positional_embedding) - 1])
-        old, new = self.architecture.image_size // stride, size // stride
-        grid = grid.T.view(1, -1, old, old)
-        grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
-        resized = torch.cat([first, grid.view(-1, new * new).T]).to(pooled.positional_embedding.dtype)
-        pooled.positional_embedding = nn.Parameter(resized.contiguous())
+        stride = self.architecture.image.stride
+        self.image.resize_grid(self.architecture.image_size // stride, size // stride)
         self.architecture, self.fingerprint = resized_architecture, None
 
     def preprocess(self, pictures: Picture | Sequence[Picture], *, fast: bool = False) -> Tensor:
@@ -184,10 +180,10 @@ class CLIP(nn.Module):
         return torch.from_numpy(self.tokenizer(texts))
 
     def save(self, folder: str | Path, **card: Any) -> None:
-        """Write the model directory that `limner.load` reads; `card` are facts for its README."""
-        from limner.model.store import save
+        """`limner.save`: write the model directory that `limner.load` reads; `card` are facts for its README."""
+        import limner  # the front door, which finds it: a model is mathematics and knows no disk
 
-        save(self, Path(folder), card)
+        limner.save(self, folder, **card)
 
 
 def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Tensor, "batch embed"]:
@@ -209,3 +205,21 @@ def _pixels(picture: Picture, size: int, *, fast: bool) -> np.ndarray:
             f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."
         ) from error
     return decode(content, size, name=f"The picture {path}", fast=fast)
+
+
+def create(name: str | Architecture, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> CLIP:
+    """The architecture called `name`, or one of your own, with random weights by the paper's initialisation.
+
+    The model is in inference mode: call `model.train()` before training it. With a `tokenizer` the text encoder has its
+    vocabulary; without one the model reads sentences with the paper's. The same seed gives the same weights;
+    torch's global random state is left alone.
+    """
+    shape = name if isinstance(name, Architecture) else architecture(name)
+    if tokenizer is None and shape.text.vocab_size == OPENAI_VOCABULARY:
+        tokenizer = Tokenizer.openai(context_length=shape.text.context_length)
+    if tokenizer is not None:
+        text = replace(shape.text, vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
+        shape = replace(shape, text=text)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for("init", seed))  # torch.manual_seed would seed the GPUs as well
+        return CLIP(shape, tokenizer).eval()

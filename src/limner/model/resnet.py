@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limner.config import ResNetConfig
-from limner.model.transformer import Blocks, attention
+from limner.architecture import Activation, ResNetConfig
+from limner.model.transformer import Blocks, attention, resized_positions
 
 EXPANSION = 4
 
@@ -87,7 +87,7 @@ class AttentionPool(nn.Module):
 class ResNet(nn.Module):
     """The modified ResNet."""
 
-    def __init__(self, config: ResNetConfig, embed_dim: int, image_size: int) -> None:
+    def __init__(self, config: ResNetConfig, embed_dim: int, image_size: int, _activation: Activation) -> None:
         super().__init__()
         width = config.width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -113,6 +113,11 @@ class ResNet(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.conv1.weight.dtype
+
+    def resize_grid(self, old: int, new: int) -> None:
+        """Take grids of `new` positions on each side instead of `old`."""
+        pool = self.attention_pool
+        pool.positional_embedding = resized_positions(pool.positional_embedding, old, new)
 
     def encode_whole(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """The readable reference."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from limner.config import Activation, TextConfig
+from limner.architecture import Activation, TextConfig
 from limner.model.transformer import Transformer, at, initialise_blocks
 
 GROUPS = 4

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from limner.config import Activation
+from limner.architecture import Activation
 
 
 def attention_reference(
@@ -224,6 +224,15 @@ class Transformer(Blocks):
 def at(x: Float[Tensor, "batch tokens hidden"], rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch hidden"]:
     """One row of each element."""
     return x[torch.arange(x.shape[0], device=x.device), rows]
+
+
+def resized_positions(positions: nn.Parameter, old: int, new: int) -> nn.Parameter:
+    """Position embeddings [1 + old * old, hidden] for a grid of `new` on each side: bicubic, the first one kept."""
+    first, grid = positions.detach().float().split([1, len(positions) - 1])
+    grid = grid.T.view(1, -1, old, old)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False, antialias=True)
+    resized = torch.cat([first, grid.view(-1, new * new).T]).to(positions.dtype)
+    return nn.Parameter(resized.contiguous())
 
 
 def initialise_blocks(blocks: nn.Module, hidden: int) -> None:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from limner.config import Activation, ViTConfig
-from limner.model.transformer import Block, Transformer
+from limner.architecture import Activation, ViTConfig
+from limner.model.transformer import Block, Transformer, resized_positions
 
 
 class ViT(nn.Module):
@@ -37,6 +37,10 @@ class ViT(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.class_embedding.dtype
+
+    def resize_grid(self, old: int, new: int) -> None:
+        """Take grids of `new` patches on each side instead of `old`."""
+        self.positional_embedding = resized_positions(self.positional_embedding, old, new)
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed"]:
         """The embedding of each normalised picture."""

@@ -29,12 +29,13 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from limner.errors import StorageError, TrainingError
+from limner.files import read_json, write_json
 from limner.model.clip import CLIP
-from limner.model.store import load_weights
-from limner.model.tensors import read_tensors, write_tensors
-from limner.run import read_json, write_json
-from limner.training.average import Average
-from limner.training.distributed import World
+from limner.run import RunDirectory
+from limner.store.store import load_weights
+from limner.store.tensors import read_tensors, write_tensors
+from limner.training.optimizer import Average
+from limner.training.world import World
 
 KEPT = 2
 """Checkpoints that stay on the disk: the newest, and one more should that be damaged."""
@@ -210,3 +211,29 @@ def _moment(parameter: Tensor, tensor: Tensor) -> Tensor:
         return _like(parameter, tensor)
     # empty_like keeps the parameter's memory order, on which the fused step's rounding depends
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+
+
+def continue_from(run: RunDirectory, state: State, world: World, *, data: str | None) -> Progress | None:
+    """Load the newest whole checkpoint of a run, if there is one, which was trained on `data` (None: whatever it was);
+    returns how far it is. Rank 0 chooses for all."""
+    world.at(-1, "preparing")
+    chosen = None
+    for checkpoint in checkpoints(run.checkpoints) if world.rank == 0 else ():
+        if is_readable(checkpoint):
+            chosen = checkpoint.name
+            break
+        world.say(f"{checkpoint} is damaged; the one before it is used.")
+    chosen = world.collect(chosen)[0]
+    there = None if chosen is None else load_checkpoint(run.checkpoints / chosen, state, data=data)
+    world.barrier()
+    return there
+
+
+def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Weights as a model directory keeps them, whole and on the CPU, on rank 0; nothing on the others."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        if world.rank == 0:
+            whole[name] = full.cpu()
+    return whole

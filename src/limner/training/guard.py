@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from limner.config import RunConfig
+from limner.errors import TrainingError
 from limner.model.clip import CLIP
-from limner.training.distributed import World, local
 from limner.training.step import Outcome
+from limner.training.world import World, local
 
 FACTS = 4
 """Numbers of a record in front of the gradient norms: found, loss, image features finite, text features finite."""
@@ -121,3 +123,22 @@ def clip_gradients(model: CLIP, norm: Float[Tensor, ""], limit: float) -> None:
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients_of(model):
         local(gradient).mul_(factor)
+
+
+TROUBLES = 20
+"""A run gives up after so many steps in a row that were not finite, or as many ways back to the same checkpoint."""
+
+
+def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
+    """Raise `TrainingError` when a step that was not finite ends the run."""
+    if config.train.non_finite != "stop" and troubles < TROUBLES:
+        return
+    again = f", {troubles} times without getting on" if troubles > 1 else ""
+    raise TrainingError(
+        f"The loss and gradients of step {trouble.step}",
+        must="be finite",
+        got=trouble.where + again,
+        then="Lower --optim.lr, lengthen --optim.warmup-share, set --optim.clip-norm 1 or use --train.precision fp32; "
+        f"the last checkpoint stays, so limner train --resume {config.out} starts from there. "
+        "--train.non-finite skip or rewind goes on by itself.",
+    )

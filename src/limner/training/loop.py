@@ -5,54 +5,52 @@ the step, so the step, the weights and AdamW's moments are the whole state. Star
 on every rank (training/distributed.py).
 """
 
-import json
-import resource
-import shlex
-import signal
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from limner.config import Plan, RunConfig, resolve
-from limner.data.loader import PATIENCE_SECONDS, Batch, Loader, order_of
-from limner.data.order import quality
-from limner.data.pairs import Source, describe
-from limner.data.sources import absolute as absolute_data
-from limner.data.sources import read_pictures, training_pairs, write_manifest
-from limner.data.tokenizer import Tokenizer
-from limner.errors import ConfigError, DataError, StorageError, TrainingError
-from limner.files import write_text
-from limner.model.clip import CLIP
-from limner.model.store import filled, load
-from limner.model.zoo import architecture, create
+from limner.architecture import architecture
+from limner.config import Plan, RunConfig, resolve, to_json
+from limner.data.loader import Batch, Loader
+from limner.data.reading import PATIENCE_SECONDS
+from limner.data.sources.read import read_pictures, write_manifest
+from limner.errors import ConfigError, DataError
+from limner.files import read_json, write_json
+from limner.model.clip import create
 from limner.objectives.contrastive import contrastive_loss_and_accuracy
 from limner.progress import progress, silent
-from limner.run import RunDirectory, read_json, to_json, write_json
-from limner.training.allocator import keep_freed_memory
-from limner.training.average import Average
-from limner.training.checkpoint import Progress, State, checkpoints, is_readable, load_checkpoint, save_checkpoint
-from limner.training.distributed import Stopped, World, check_share, is_restart, parallelise, world
-from limner.training.guard import Guard, Trouble, clip_gradients
-from limner.training.optimizer import halve_weights, make_optimizer
-from limner.training.schedule import lr_share
+from limner.run import RunDirectory
+from limner.store.store import filled
+from limner.training.checkpoint import (
+    Progress,
+    State,
+    checkpoints,
+    continue_from,
+    gathered,
+    save_checkpoint,
+)
+from limner.training.guard import Guard, check_policy, clip_gradients
+from limner.training.log import LOG_EVERY, count_of, describe_metrics, metrics_log, peak_memory_gb
+from limner.training.optimizer import Average, halve_weights, lr_share, make_optimizer
+from limner.training.prepare import (
+    choose_precision,
+    keep_freed_memory,
+    pairs_of,
+    run_tokenizer,
+    settled,
+    starting_model,
+    too_many_dropped,
+)
 from limner.training.step import backward
-
-LOG_EVERY = 10
-"""Steps between two lines of metrics.jsonl."""
-TROUBLES = 20
-"""A run gives up after so many steps in a row that were not finite, or as many ways back to the same checkpoint."""
+from limner.training.watch import Stopped
+from limner.training.world import World, check_share, is_restart, parallelise, stop_at_signals, world
 
 
 def train(config: RunConfig, *, resume: bool = False, other_data: bool = False) -> Path:
@@ -269,116 +267,6 @@ def train_on(world: World, config: RunConfig, run: RunDirectory, *, resume: bool
         filled(model.architecture, weights, tokenizer, where=f"the run {run.path}").save(run.model, **card)
 
 
-def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
-    """The pairs to train on, and what data.json says about them. Raises `DataError` if too many cannot be used."""
-    source = training_pairs(config)
-    if fault := too_many_dropped(source.skipped, source.skipped.total() + len(source), config):
-        raise fault
-    order = quality(order_of(source, config.seed))
-    world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
-    for reason, count in source.noted.most_common():
-        world.say(f"Noted {count:,} times: {reason}.")
-    world.say(
-        f"Order: windows of about {order['window_pairs']:,} pairs; correlation of a pair's place in the epoch with its "
-        f"place on disk {order['position_correlation']:+.4f}, by chance up to {order['by_chance']:.4f}."
-    )
-    return source, {
-        "path": str(source.path),
-        "fingerprint": source.fingerprint,
-        "pairs": len(source),
-        "skipped": source.skipped,
-        "noted": source.noted,
-        "order": order,
-    }
-
-
-def settled(config: RunConfig) -> RunConfig:
-    """`config` as a run keeps it: its paths mean the same wherever the next command is run, and what depends on the
-    encoder's family is filled in."""
-    paths = {name: getattr(config, name) for name in ("out", "init")}
-    absolute = {name: path.resolve() for name, path in paths.items() if path is not None}
-    absolute |= {name: absolute_data(path) for name in ("data", "test") if (path := getattr(config, name)) is not None}
-    if config.tokenizer not in (None, "openai"):
-        absolute["tokenizer"] = str(Path(config.tokenizer).resolve())
-    optim = config.optim.for_encoder(architecture(config.model).image)
-    return replace(config, **absolute, optim=optim)
-
-
-def continue_from(run: RunDirectory, state: State, world: World, *, data: str | None) -> Progress | None:
-    """Load the newest whole checkpoint of a run, if there is one, which was trained on `data` (None: whatever it was);
-    returns how far it is. Rank 0 chooses for all."""
-    world.at(-1, "preparing")
-    chosen = None
-    for checkpoint in checkpoints(run.checkpoints) if world.rank == 0 else ():
-        if is_readable(checkpoint):
-            chosen = checkpoint.name
-            break
-        world.say(f"{checkpoint} is damaged; the one before it is used.")
-    chosen = world.collect(chosen)[0]
-    there = None if chosen is None else load_checkpoint(run.checkpoints / chosen, state, data=data)
-    world.barrier()
-    return there
-
-
-def run_tokenizer(
-    config: RunConfig, run: RunDirectory, source: Source, base: CLIP | None, world: World, *, resume: bool
-) -> Tokenizer:
-    """The run's tokenizer: when resuming the one that is there, else that of the model to start from, else the
-    config's, else one trained on the captions. Rank 0 writes it, the others read it."""
-    if world.rank == 0 and not (resume and run.tokenizer.exists()):
-        if base is not None:
-            assert base.tokenizer is not None
-            tokenizer = base.tokenizer
-        elif config.tokenizer == "openai":
-            tokenizer = Tokenizer.openai()
-        elif config.tokenizer is not None:
-            tokenizer = Tokenizer.load(Path(config.tokenizer))
-        else:
-            tokenizer = Tokenizer.train(source.captions(), vocab_size=config.vocab_size)
-        tokenizer.save(run.tokenizer)
-    world.barrier()
-    return Tokenizer.load(run.tokenizer)
-
-
-def starting_model(config: RunConfig) -> CLIP:
-    """The model that `config.init` names, for the pictures that the run is about."""
-    assert config.init is not None
-    wanted = architecture(config.model)
-    base = load(config.init, image_size=wanted.image_size)
-    got = base.architecture
-    if base.tokenizer is None or replace(wanted, text=replace(wanted.text, vocab_size=got.text.vocab_size)) != got:
-        raise ConfigError(
-            f"The model {config.init} to start from",
-            must=f"be a {config.model} with a tokenizer; pictures and vocabulary may be of another size",
-            got=f"{got}, tokenizer: {base.tokenizer is not None}",
-            then="Set --model to its architecture, or leave --init out.",
-        )
-    return base
-
-
-def choose_precision(config: RunConfig, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype that the encoders compute in, and why. Raises `ConfigError` for bf16 weights where that is float32."""
-    precision = config.train.precision
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        dtype, reason = (
-            (torch.bfloat16, f"bf16 on {device}") if fast else (torch.float32, f"float32 on {device}, no fast bf16")
-        )
-    else:
-        dtype, reason = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision], f"{precision} on {device}, as asked"
-    if config.optim.bf16_weights and dtype != torch.bfloat16:
-        raise ConfigError(
-            "train.precision with optim.bf16-weights",
-            must="be bf16: weights in bf16 are computed with in bf16",
-            got=reason,
-            then="Give --train.precision bf16, or leave --optim.bf16-weights out.",
-        )
-    return dtype, reason
-
-
 def train_step(
     replica: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -428,151 +316,3 @@ def train_step(
         "batch": len(batch.keys),
         "skipped": found,
     }
-
-
-def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
-    """Raise `TrainingError` when a step that was not finite ends the run."""
-    if config.train.non_finite != "stop" and troubles < TROUBLES:
-        return
-    again = f", {troubles} times without getting on" if troubles > 1 else ""
-    raise TrainingError(
-        f"The loss and gradients of step {trouble.step}",
-        must="be finite",
-        got=trouble.where + again,
-        then="Lower --optim.lr, lengthen --optim.warmup-share, set --optim.clip-norm 1 or use --train.precision fp32; "
-        f"the last checkpoint stays, so limner train --resume {config.out} starts from there. "
-        "--train.non-finite skip or rewind goes on by itself.",
-    )
-
-
-def too_many_dropped(dropped: Mapping[str, int], seen: int, config: RunConfig) -> DataError | None:
-    """What to raise when more of the `seen` pairs could not be used than the config allows, if so."""
-    count = sum(dropped.values())
-    if count <= config.max_dropped * seen:
-        return None
-    run = RunDirectory(config.out or Path())
-    command = f"limner train --resume {shlex.quote(str(run.path))} " if run.config.exists() else ""
-    return DataError(
-        f"The pairs of {config.data}",
-        must=f"be usable but for {config.max_dropped:.1%} of them",
-        got=f"{count:,} of {seen:,} that are not ({describe(Counter(dropped))})",
-        then=f"See which with: limner data check {shlex.quote(str(config.data))}. To go on without them: {command}"
-        f"--max-dropped {min(1.0, 1.5 * count / seen):.2f}.",
-    )
-
-
-def count_of(dropped: Mapping[str, int]) -> dict[str, Any]:
-    """Dropped pairs as a line of the log has them: their number, and by reason if there are any."""
-    return {"dropped": sum(dropped.values()), **({"dropped_for": dict(dropped)} if dropped else {})}
-
-
-def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Weights as a model directory keeps them, whole and on the CPU, on rank 0; nothing on the others."""
-    whole = {}
-    for name, tensor in tensors.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-        if world.rank == 0:
-            whole[name] = full.cpu()
-    return whole
-
-
-def describe_metrics(metrics: dict[str, float], speed: float, dropped: int) -> str:
-    """The facts beside the progress bar."""
-    facts = (
-        f"{speed:,.0f} pairs/s loss {metrics['loss']:.2f} acc {metrics['accuracy']:.0%} |g| {metrics['grad_norm']:.1f}"
-    )
-    return f"{facts} dropped {dropped:,}" if dropped else facts
-
-
-class MetricsLog:
-    """metrics.jsonl and TensorBoard, side by side. `seconds` is the time trained before this process."""
-
-    def __init__(self, run: RunDirectory, first: int) -> None:
-        self._run = run
-        kept = self._keep(first)
-        self.seconds: float = kept[-1]["seconds"] if kept else 0.0
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=first + 1 if first else None)
-
-    def drop_after(self, step: int) -> None:
-        """Forget the lines of later steps: they are done again."""
-        self._file.close()
-        self._keep(step)
-
-    def _keep(self, step: int) -> list[dict[str, Any]]:
-        kept = [line for line in self._run.read_metrics() if line["step"] <= step]
-        write_text(self._run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._run.metrics.open("a", encoding="utf-8")
-        return kept
-
-    def write(self, metrics: dict[str, Any]) -> None:
-        """One logged step."""
-        try:
-            self._file.write(json.dumps(metrics) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise StorageError(
-                f"A line of {self._file.name}",
-                must="be written",
-                got=error.strerror or error,
-                then="Make room; the last checkpoint stays, and limner train --resume continues from it.",
-            ) from error
-        for name, value in metrics.items():
-            if name != "step" and isinstance(value, int | float):
-                self._board.add_scalar(f"train/{name}", value, metrics["step"])
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        self._file.close()
-        self._board.close()
-
-
-class NoLog:
-    """The log of every rank but the first, which writes for all."""
-
-    seconds = 0.0
-
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def drop_after(self, step: int) -> None:
-        """Nothing."""
-
-
-@contextmanager
-def metrics_log(run: RunDirectory, first: int, world: World) -> Iterator[MetricsLog | NoLog]:
-    """The log of a run that continues after step `first`; lines of later steps, which are done again, are dropped."""
-    if world.rank > 0:
-        yield NoLog()
-        return
-    log = MetricsLog(run, first)
-    try:
-        yield log
-    finally:
-        log.close()
-
-
-@contextmanager
-def stop_at_signals() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question asked between steps; a second one interrupts at once."""
-    asked = threading.Event()
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def peak_memory_gb() -> float:
-    """The most memory that this process has held so far, in GB (10**9 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

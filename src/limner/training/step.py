@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from limner.data.loader import Batch
 from limner.model.clip import CLIP
-from limner.training.distributed import World, average_gradients, local_gradients
+from limner.training.world import World, average_gradients, local_gradients
 
 LossAndAccuracy = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(image features, text features, logit scale) -> (loss, accuracy), both of the global batch."""

@@ -28,7 +28,7 @@ from limner.config import ImageConfig
 from limner.data.decode import DAMAGED, NO_PICTURE, TOO_LONG, TOO_MANY_PIXELS
 from limner.data.loader import Loader
 from limner.data.pairs import EMPTY, TOO_LARGE
-from limner.data.sources import read_pairs
+from limner.data.sources.read import read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limner.cli import main
-from limner.data import check as checking
-from limner.data.check import Finding, check, describe_pair, find_pair, look_of, stats
+from limner.cli.command import main
+from limner.curate import check as checking
+from limner.curate.check import check
+from limner.curate.findings import Finding
+from limner.curate.signals import look_of
+from limner.data.show import describe_pair, find_pair, stats
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError
 from limner.files import sha256_of

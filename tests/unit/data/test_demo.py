@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limner.data import demo as module
-from limner.data.demo import write_demo
-from limner.data.sources import read_pairs
+from limner.data.sources.read import read_pairs
+from limner.demo import pairs as module
+from limner.demo.pairs import write_demo
 from limner.errors import DataError
 
 SVG = (

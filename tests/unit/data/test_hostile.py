@@ -18,11 +18,13 @@ import pytest
 
 from hostile import CASES, GOOD, encoded, is_as, member, pair, shard, through
 from limner.config import ImageConfig
-from limner.data import index, loader, workers
-from limner.data.index import members
+from limner.data import loader
+from limner.data import reading as workers
 from limner.data.loader import Loader
 from limner.data.pairs import Pair, Source
-from limner.data.sources import read_pairs
+from limner.data.sources import index
+from limner.data.sources.read import read_pairs
+from limner.data.sources.tar import members
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
 
@@ -72,7 +74,7 @@ def test_what_is_hostile_is_counted_or_told(
 
 def test_an_index_that_is_a_fifo_is_not_waited_for(outer: Path):
     CASES[HANGS](outer / "data", False)
-    code = f"from limner.data.sources import read_pairs; print(len(read_pairs({str(outer / 'data')!r})))"
+    code = f"from limner.data.sources.read import read_pairs; print(len(read_pairs({str(outer / 'data')!r})))"
     done = subprocess.run([sys.executable, "-c", code], timeout=6, capture_output=True, check=True)
     assert done.stdout == b"4\n"
 
@@ -282,7 +284,8 @@ def test_a_process_ends_although_its_reads_do_not(outer: Path):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from hostile import through
-from limner.data import loader, workers
+from limner.data import loader
+from limner.data import reading as workers
 from limner.data.tokenizer import Tokenizer
 from limner.data.pairs import Pair
 Pair.read = lambda pair: time.sleep(600)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from limner.data import index
-from limner.data.index import CutShort, Member, index_file, members
-from limner.data.sources import read_pairs
+from limner.data.sources import index
+from limner.data.sources.index import index_file
+from limner.data.sources.read import read_pairs
+from limner.data.sources.tar import CutShort, Member, members
 from limner.errors import DataError, StorageError
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)

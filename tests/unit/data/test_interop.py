@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from limner.data.shards import Sample, write_shards
-from limner.data.sources import read_pairs, read_pictures
+from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.write import Sample, write_shards
 
 
 @pytest.fixture(autouse=True)

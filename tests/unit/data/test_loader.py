@@ -9,13 +9,14 @@ import torch
 
 from limner.config import ImageConfig
 from limner.data import loader as module
-from limner.data import workers
+from limner.data import reading as workers
 from limner.data.decode import centre_crop, decode
-from limner.data.loader import Loader, read_centre
+from limner.data.loader import Loader
 from limner.data.pairs import Pair
-from limner.data.shards import repack
-from limner.data.sources import read_pairs
+from limner.data.reading import read_centre
+from limner.data.sources.read import read_pairs
 from limner.data.tokenizer import Tokenizer
+from limner.data.write import repack
 from limner.errors import DataError
 
 

@@ -15,9 +15,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from limner.data import index, remote
+from limner.data import remote
 from limner.data.remote import content_of, expect, listing, local, size_of
-from limner.data.sources import absolute, read_pairs
+from limner.data.sources import index
+from limner.data.sources.read import absolute, read_pairs
 from limner.errors import ConfigError, DataError, StorageError
 from limner.files import sha256_of
 

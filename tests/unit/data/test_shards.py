@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from limner.data import shards as module
-from limner.data.shards import Sample, is_whole, write_shards
-from limner.data.sources import read_pairs
+from limner.data import write as module
+from limner.data.sources.read import read_pairs
+from limner.data.write import Sample, is_whole, write_shards
 from limner.errors import DataError
 from limner.files import sha256_of
 

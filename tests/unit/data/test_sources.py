@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.data.sources import read_pairs, read_pictures
+from limner.data.sources.read import read_pairs, read_pictures
 from limner.errors import DataError
 
 

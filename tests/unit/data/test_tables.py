@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from limner.data import tables as module
-from limner.data.sources import read_pairs, read_pictures
-from limner.data.tables import Kept, is_table_folder
+from limner.data.sources import tables as module
+from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.tables import Kept, is_table_folder
 from limner.errors import DataError, MissingExtra
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limner.data.shards import Sample, write_classes, write_shards
 from limner.data.tokenizer import Tokenizer
+from limner.data.write import Sample, write_classes, write_shards
 from limner.errors import ConfigError, DataError, ModelError
-from limner.evaluation.classify import classify_pictures
 from limner.evaluation.metrics import ranks, share_within, wilson
-from limner.evaluation.suite import evaluate_task, retrieval
+from limner.evaluation.retrieval import retrieval
+from limner.evaluation.suite import evaluate_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
-from limner.model.clip import CLIP
-from limner.model.zoo import create
+from limner.model.clip import CLIP, create
+from limner.use.classify import classify_pictures
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from limner.cli import main
+from limner.architecture import ZOO
+from limner.cli.command import main
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ModelError
-from limner.model.doctor import examine
-from limner.model.zoo import ZOO, create
+from limner.model.clip import create
+from limner.store.doctor import examine
 
 
 @pytest.fixture(params=["ViT-mini", "RN-nano"])

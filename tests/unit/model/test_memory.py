@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from limner.data.tokenizer import Tokenizer
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, create
 from limner.model.transformer import Blocks, QuickGELU, quick_gelu_reference
-from limner.model.zoo import create
 
 MODELS = ("ViT-mini", "RN-mini")
 DTYPES = (torch.float32, torch.bfloat16)

@@ -15,16 +15,15 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
 
-from limner.config import ViTConfig
+from limner.architecture import PAPER, ZOO, ViTConfig
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, ModelError
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, create
 from limner.model.resnet import AttentionPool
-from limner.model.store import load
 from limner.model.text import TextEncoder
 from limner.model.transformer import attention, attention_reference
 from limner.model.vit import ViT
-from limner.model.zoo import PAPER, ZOO, create
+from limner.store.store import load
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from limner.data.tokenizer import Tokenizer
 from limner.errors import MissingExtra, ModelError, StorageError
-from limner.model import onnx as limner_onnx
-from limner.model.clip import CLIP
-from limner.model.onnx import Exported, export, with_onnx
-from limner.model.zoo import create
+from limner.model.clip import CLIP, create
+from limner.store import onnx as limner_onnx
+from limner.store.onnx import Exported, export, with_onnx
 
 Export = tuple[CLIP, Path, list[Exported]]
 

@@ -14,15 +14,14 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 
 import limner
-from limner.config import Architecture, ResNetConfig, TextConfig, ViTConfig
+from limner.architecture import PAPER, ZOO, Architecture, ResNetConfig, TextConfig, ViTConfig
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, LimnerError, ModelError, StorageError
-from limner.model import convert
 from limner.model.clip import CLIP
-from limner.model.doctor import examine
-from limner.model.pickles import OPENAI_FILES
-from limner.model.store import load
-from limner.model.zoo import PAPER, ZOO
+from limner.store import convert
+from limner.store.doctor import examine
+from limner.store.pickles import OPENAI_FILES
+from limner.store.store import load
 
 TEXT = TextConfig(layers=2, width=128, heads=2, vocab_size=602, context_length=20)
 VIT = Architecture(image=ViTConfig(layers=2, width=64, heads=1, patch_size=8), text=TEXT, embed_dim=32, image_size=32)
@@ -438,7 +437,7 @@ def test_a_save_that_fails_changes_nothing(model: CLIP, tmp_path: Path, monkeypa
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"limner.model.store.{step}", fail)
+    monkeypatch.setattr(f"limner.store.store.{step}", fail)
     with torch.no_grad():
         model.log_logit_scale += 1
     with pytest.raises(StorageError, match="No space left"):

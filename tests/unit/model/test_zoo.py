@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from limner.config import ResNetConfig, ViTConfig
+from limner.architecture import PAPER, ZOO, ResNetConfig, ViTConfig, scale_resnet
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, create
 from limner.model.resnet import ResNet
 from limner.model.size import size_of
 from limner.model.transformer import Transformer
 from limner.model.vit import ViT
-from limner.model.zoo import PAPER, ZOO, create, scale_resnet
 
 # Parameters as published for ViT-B/32 and as counted in OpenAI's other files; GFLOPs derived on paper, 2 x MAC.
 SIZES = {

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limner.data.check import Histogram, check
+from limner.curate.check import check
+from limner.curate.findings import Histogram
 from limner.data.tokenizer import Tokenizer
 from limner.errors import StorageError
-from limner.report.sheet import Chart, default_file, number, percent, thumbnail, write_sheet
+from limner.report.check import default_file, write_sheet
+from limner.report.html import Chart, number, percent, thumbnail
 
 OPENAI = cache(Tokenizer.openai)
 

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from test_step import RESNET, VIT, batch_of
 from torch import Tensor
 
-from limner.config import Architecture
+from limner.architecture import Architecture
 from limner.data.loader import Batch
-from limner.model.zoo import create
+from limner.model.clip import create
 from limner.objectives.contrastive import contrastive_loss_and_accuracy
-from limner.training.distributed import World, parallelise, world
 from limner.training.guard import Guard
 from limner.training.optimizer import halve_weights
 from limner.training.step import backward
+from limner.training.world import World, parallelise, world
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from ranks import CASES, run
 from safetensors.torch import load_file
 from test_step import ALONE, difference
 
-from limner.data.demo import write_demo
+from limner.demo.pairs import write_demo
 from limner.errors import ConfigError
 from limner.run import RunDirectory
 from limner.training.checkpoint import is_readable
-from limner.training.distributed import SILENCE_SECONDS, check_share, find_lost
+from limner.training.watch import SILENCE_SECONDS, find_lost
+from limner.training.world import check_share
 
 HERE = Path(__file__).parent
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from limner.config import OptimConfig
 from limner.data.tokenizer import Tokenizer
-from limner.model.zoo import create
+from limner.model.clip import create
 from limner.training import optimizer as module
-from limner.training.optimizer import HalfAdamW, halve_weights, make_optimizer, random_words, stochastic_round
+from limner.training.half_adamw import HalfAdamW, random_words, stochastic_round
+from limner.training.optimizer import halve_weights, make_optimizer
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -13,13 +13,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from limner.config import RunConfig, TrainConfig
+from limner.config import RunConfig, TrainConfig, to_json
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError, LimnerError, ModelError, TrainingError
+from limner.files import write_json
 from limner.model.clip import CLIP
-from limner.model.store import load
 from limner.recipes import digits
-from limner.run import RunDirectory, to_json, write_json
+from limner.run import RunDirectory
+from limner.store.store import load
 from limner.training import loop
 from limner.training.loop import train
 
@@ -178,7 +179,7 @@ def test_a_given_tokenizer_is_used(config: RunConfig, tokenizer: Tokenizer, tmp_
 
 FULL_DISK = """
 import resource, sys
-from limner.cli import main
+from limner.cli.command import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 main(sys.argv[1:])
 """

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from limner.config import OptimConfig, Plan
 from limner.data.tokenizer import Tokenizer
-from limner.model.zoo import create
-from limner.training.optimizer import HalfAdamW, gains_and_biases, halve_weights, make_optimizer
-from limner.training.schedule import lr_share
+from limner.model.clip import create
+from limner.training.half_adamw import HalfAdamW
+from limner.training.optimizer import gains_and_biases, halve_weights, lr_share, make_optimizer
 
 
 @given(steps=st.integers(2, 400), share=st.floats(0, 0.9))

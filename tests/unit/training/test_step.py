@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from limner.config import Architecture, TextConfig, ViTConfig
+from limner.architecture import ZOO, Architecture, TextConfig, ViTConfig
 from limner.data.loader import Batch
-from limner.model.clip import CLIP
-from limner.model.zoo import ZOO, create
+from limner.model.clip import CLIP, create
 from limner.objectives.contrastive import contrastive_loss_and_accuracy
-from limner.training.distributed import World
 from limner.training.optimizer import halve_weights
 from limner.training.step import Outcome, backward
+from limner.training.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), at=lambda _step, _stage: None)
 TEXT = TextConfig(layers=2, width=32, heads=2, vocab_size=100, context_length=12)

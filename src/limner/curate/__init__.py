@@ -1,0 +1,1 @@
+"""Looking at pairs, and choosing among them."""

@@ -1,0 +1,139 @@
+"""What was found out about pairs, as plain values."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from limner.data.pairs import EMPTY, TOO_LARGE
+
+BINS = 24
+"""Bars of a histogram."""
+Severity = Literal["error", "warning", "note"]
+
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+NAMING = ("shard that is no tar file", "shard cut short")
+"""Reasons that name the shard after them."""
+
+
+ADVICE = {
+    "no caption": "Write a caption for each, or leave the pictures out.",
+    "no picture (dots": "Rename the members: a key ends at its first dot, so a.b.jpg is no picture of the key a.",
+    "no picture": "Put KEY.jpg, .png, .webp, ... beside KEY.txt.",
+    EMPTY: "Fetch these files again.",
+    TOO_LARGE: "Save them smaller.",
+    "broken link": "Copy the files into the folder; links that leave it are not followed.",
+    "picture file missing": "Correct the paths; they are read from the list's own folder.",
+    "picture file beside shards": "Move them elsewhere: beside shards, single pictures are not read.",
+    "shard that is no tar file": "Fetch or write these shards again.",
+    "shard cut short": "Fetch or write these shards again; the pairs before the cut are used.",
+    "shard member that is not a plain file": "Links, devices and sparse files are not read; store the content itself.",
+    "shard member of the same name": "Give each pair a key of its own; of equal names only the first is read.",
+    "caption that is not UTF-8": "Save captions as UTF-8.",
+    "not a picture": "Leave them out, or fetch them again: these files are something else.",
+    "damaged picture": "Fetch them again.",
+    "over ": "Save them smaller, or leave them out.",
+    "longer than": "Cut them, or leave them out.",
+}
+"""What to do, by how a reason begins."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be, or is good to know."""
+
+    severity: Severity
+    what: str
+    count: int
+    share: float | None
+    """Of the pairs, pictures or captions there; None where that says nothing."""
+    examples: tuple[str, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values of a kind come. The last bar holds the values beyond the 99th of a hundred too."""
+
+    name: str
+    low: float
+    median: float
+    high: float
+    edges: tuple[float, ...]
+    """Of the bars, one more than these."""
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pairs that have something in common."""
+
+    count: int
+    indices: tuple[int, ...]
+    """Some of them, as numbers in the source."""
+    keys: tuple[str, ...]
+    caption: str | None = None
+    """What they say, where that is what they share."""
+
+
+class Unread(NamedTuple):
+    """A picture that cannot be used."""
+
+    key: str
+    reason: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that `check` found out. Plain values: `dataclasses.asdict` makes JSON of them."""
+
+    path: str
+    fingerprint: str
+    pairs: int
+    """Usable ones, as far as is known without reading pictures."""
+    parts: int
+    checked: int
+    """Pairs whose captions and pictures were looked at; everything below is about these."""
+    captions: int
+    """Different ones of each picture, summed."""
+    bytes: int
+    """Of the readable pictures."""
+    unreadable_share: float
+    skipped_share: float
+    would_run: bool
+    """Whether there is no error."""
+    findings: tuple[Finding, ...]
+    """Errors first."""
+    histograms: tuple[Histogram, ...]
+    formats: dict[str, int]
+    languages: dict[str, int] | None
+    """ISO 639-1 codes of a sample of the captions; None: not looked at."""
+    copies: tuple[Group, ...]
+    """Pictures of the same bytes."""
+    alike: tuple[Group, ...]
+    """Different files that look the same: of the same difference hash."""
+    frequent: tuple[Group, ...]
+    """Captions of several pairs."""
+    unreadable: tuple[Unread, ...]
+    shown: tuple[int, ...]
+    """Some readable pairs for people to look at, as numbers in the source."""
+
+
+def advice_for(reason: str) -> str:
+    """What to do about a reason of `skipped`, `noted` or unreadable images."""
+    return next((advice for start, advice in ADVICE.items() if reason.startswith(start)), "Look at these files.")
+
+
+def _histogram(name: str, values: np.ndarray) -> Histogram:
+    low, median, top, high = (float(v) for v in np.quantile(values, [0, 0.5, 0.99, 1]))
+    if values.dtype.kind == "i":  # as many numbers in each bar
+        step = (int(top) - int(low)) // BINS + 1
+        edges = np.arange(int(low), int(top) + step + 1, step, dtype=np.float64)
+    else:
+        edges = np.linspace(low, top, BINS + 1) if top > low else np.array([low, low + 1.0])
+    counts, _ = np.histogram(np.minimum(values, top), edges)
+    return Histogram(name, low, median, high, tuple(edges.tolist()), tuple(counts.tolist()))

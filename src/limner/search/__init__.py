@@ -1,1 +1,0 @@
-"""Features to answers: the pictures that a sentence describes."""

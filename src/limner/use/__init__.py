@@ -1,0 +1,1 @@
+"""Features to answers: what people do with a model."""
