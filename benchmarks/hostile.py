@@ -1,6 +1,6 @@
 """Hostile data, the whole way from a path to batches, each case in a process of its own, as JSON.
 
-The cases are those of tests/unit/data/hostile.py, in their big form. A process has as much memory and time as --memory
+The cases are those of tests/helpers/hostile.py, in their big form. A process has as much memory and time as --memory
 and --seconds say. `peak_mb` is its highest memory above that of one that has only imported. `outcome` is what came of
 it in words; `ok` says whether that was expected, the peak stayed below `limit_mb`, and nothing was unpickled, started,
 connected to, or written outside of the folder.
@@ -31,8 +31,8 @@ FORBIDDEN = ("pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "o
 
 def corpus() -> Any:
     """The module of the cases."""
-    sys.path.insert(0, str(ROOT / "tests" / "unit" / "data"))  # before this file's folder, which has one of that name
-    return importlib.import_module("hostile")
+    sys.path.insert(0, str(ROOT / "tests"))
+    return importlib.import_module("helpers.hostile")
 
 
 def memory_mb(name: str) -> float:

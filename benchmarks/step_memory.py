@@ -34,7 +34,8 @@ from limner.config import OptimConfig
 from limner.data.loader import Batch
 from limner.data.write import Sample, write_shards
 from limner.model.clip import create
-from limner.objectives.contrastive import contrastive_loss_and_accuracy
+from limner.objectives.contrastive import Contrastive
+from limner.objectives.objective import Trainee
 from limner.progress import say
 from limner.run import RunDirectory
 from limner.training.optimizer import halve_weights, make_optimizer
@@ -89,13 +90,14 @@ def limner_step(
     model = create(name).train()
     model.recompute_blocks(recompute)
     halve_weights(model, ("text",) if half else ())
+    trainee = Trainee(model, Contrastive())
     optimizer = make_optimizer(model, OptimConfig(lr=1e-6, moments="bf16" if half else "fp32"))
     pixels, tokens = made_up(batch, ZOO[name].image_size)
     pairs = Batch(pixels, tokens, (), torch.zeros(batch, 2, dtype=torch.int64))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        backward(model, pairs, contrastive_loss_and_accuracy, pieces=pieces, dtype=torch.bfloat16, world=alone)
+        backward(trainee, pairs, pieces=pieces, dtype=torch.bfloat16, world=alone)
         optimizer.step()
 
     return measure(step, steps)

@@ -502,6 +502,4 @@ def name_of(model: str | Architecture) -> str:
         same = ("objective", "initial_logit_scale", "initial_logit_bias")
         if replace(known, text=text, **{field: getattr(model, field) for field in same}) == model:
             return name
-    return (
-        f"{model.image.title} of width {getattr(model.image, 'width', '?')} with a text encoder of {model.text.width}"
-    )
+    return f"{model.image.title}, embedding of {model.embed_dim}"

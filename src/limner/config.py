@@ -263,10 +263,17 @@ def from_json(values: dict[str, Any], kind: type[T], *, where: str) -> T:
     try:
         return _converter().structure(values, kind)
     except cattrs.BaseValidationError as error:
-        faults = "; ".join(cattrs.transform_error(error, path="config"))
+        faults = "; ".join(cattrs.transform_error(error, path="config", format_exception=_described))
         raise ConfigError(
             where, must=f"hold a {kind.__name__}", got=faults, then="Correct these fields or write the file anew."
         ) from error
+
+
+def _described(error: BaseException, kind: type | None) -> str:
+    """What is wrong with a field, in the words of the error where it has some of its own."""
+    from cattrs.v import format_exception
+
+    return str(error) if type(error) is ValueError else format_exception(error, kind)
 
 
 @cache
@@ -277,18 +284,18 @@ def _converter() -> Any:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook(Path, lambda value, _: Path(value))
+    converter.register_unstructure_hook(EncoderConfig, lambda encoder: {"kind": encoder.kind, **asdict(encoder)})
     # what an architecture is without is not written, so that its fingerprint is the one of before these fields
     later = dict.fromkeys(("objective", "initial_logit_scale", "initial_logit_bias"), override(omit_if_default=True))
     converter.register_unstructure_hook(Architecture, make_dict_unstructure_fn(Architecture, converter, **later))
-    converter.register_unstructure_hook(EncoderConfig, lambda encoder: {"kind": encoder.kind, **asdict(encoder)})
 
-    def encoder(values: dict[str, Any], _: type) -> EncoderConfig:
+    def encoder(values: dict[str, Any], _: Any) -> EncoderConfig:
         kind = EncoderConfig.kinds.get(values["kind"])
         if kind is None:
             raise ValueError(f"{values['kind']!r} is no kind of encoder; there are {', '.join(EncoderConfig.kinds)}")
         return converter.structure({name: value for name, value in values.items() if name != "kind"}, kind)
 
-    def model(value: str | dict[str, Any], _: type) -> str | Architecture:
+    def model(value: str | dict[str, Any], _: Any) -> str | Architecture:
         return value if isinstance(value, str) else converter.structure(value, Architecture)
 
     def model_values(model: str | Architecture) -> str | dict[str, Any]:

@@ -1,38 +1,141 @@
-"""The features of many pictures: `Source -> batches of central squares -> image encoder -> features`."""
+"""Source to features, streamed: `images -> central squares -> image encoder -> features`, kept on disk when asked.
+
+This is the one way to embed: evaluation, search, classification and the report stand on it. Images are read by threads
+with deadlines (`data/reading.py`); the encoder runs where the model is, in the model's precision; features come back to
+the CPU as float32. What was embedded once is known by the fingerprints of model and data.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
 
-from limner.data.pairs import Source
-from limner.data.reading import describe_unreadable, read_centre
-from limner.errors import DataError
+from limner.data.pairs import Chosen, Listed, Pair, Prefixed, Source
+from limner.data.reading import Unread, centres, describe_unreadable
+from limner.errors import ConfigError, DataError, ModelError
 from limner.model.clip import CLIP
-from limner.progress import track
+from limner.progress import say, track
+from limner.store.tensors import read_tensors, write_tensors
 
-BATCH = 256
+BATCH, TEXTS = 256, 1024
+"""Images, and sentences, that are encoded at once."""
 
 
-@torch.inference_mode()
-def image_features(model: CLIP, source: Source) -> tuple[list[int], Float[Tensor, "pictures embed"], dict[str, str]]:
-    """(indices of the readable pictures, their features, reasons for the unreadable ones by key).
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The features of a source's images."""
 
-    Raises `DataError` if no picture can be read.
+    source: Source
+    indices: list[int]
+    """The numbers in the source of the readable images, rising."""
+    features: Float[Tensor, "images embed"]
+    """Theirs: float32, L2-normalised, on the CPU."""
+    unreadable: list[Unread]
+
+    def pairs(self) -> list[Pair]:
+        """The pairs of the readable images."""
+        return [self.source[index] for index in self.indices]
+
+
+def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Embedded:
+    """The features of all images of `source`; with `keep`, taken from that folder if they are there, else put there.
+
+    Raises `DataError` if no image can be read, `ConfigError` for `keep` with a model that has no fingerprint.
     """
-    kept: list[int] = []
+    file = None if keep is None else _file(model, source, keep)
+    if file is not None and (kept := _kept(file, source)) is not None:
+        return kept
+    indices: list[int] = []
     parts: list[Tensor] = []
-    unreadable: dict[str, str] = {}
-    batches = read_centre(source, model.architecture.image_size, batch_size=BATCH)
-    for indices, pixels, bad in track(batches, title="Encoding pictures", total=-(-len(source) // BATCH)):
-        unreadable |= bad
-        if indices:
-            kept += indices
-            parts.append(model.encode_image(pixels))
-    if not kept:
+    unreadable: list[Unread] = []
+    for some, features, bad in track(stream_images(model, source), title="Encoding pictures", total=_batches(source)):
+        indices += some
+        parts.append(features)
+        unreadable += bad
+    if not indices:
         raise DataError(
             f"The pictures of {source.path}",
             must="be readable",
             got=describe_unreadable(unreadable),
             then="Check the files.",
         )
-    return kept, torch.cat(parts), unreadable
+    found = Embedded(source=source, indices=indices, features=torch.cat(parts), unreadable=unreadable)
+    if file is not None:
+        tensors = {"indices": torch.tensor(indices), "features": found.features}
+        told = json.dumps([one._asdict() for one in unreadable])
+        write_tensors(file, tensors, unreadable=told)
+        say(f"Kept the features in {file}.")
+    return found
+
+
+def stream_images(
+    model: CLIP, source: Source
+) -> Iterator[tuple[list[int], Float[Tensor, "batch embed"], list[Unread]]]:
+    """The features of a source's images as they are made: (numbers in the source, features, what could not be read)."""
+    for indices, pixels, unreadable in centres(source, model.architecture.image_size, batch_size=BATCH):
+        with torch.inference_mode():
+            features = model.encode_image(pixels).cpu()
+        yield indices, features.clone(), unreadable  # an ordinary tensor, that anything can be done with
+
+
+def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
+    """The features of sentences: float32, L2-normalised, on the CPU."""
+    with torch.inference_mode():
+        parts = [model.encode_text(texts[start : start + TEXTS]).cpu() for start in range(0, len(texts), TEXTS)]
+    return torch.cat(parts)
+
+
+def _batches(source: Source) -> int:
+    return -(-len(source) // BATCH)
+
+
+# --- kept on disk ----------------------------------------------------------------------------------------------------
+
+
+def _file(model: CLIP, source: Source, folder: Path) -> Path:
+    """Where the features of these images by this model are kept."""
+    if model.fingerprint is None:
+        raise ConfigError(
+            "The model whose features are to be kept",
+            must="have a fingerprint",
+            got="none: it was never saved or loaded",
+            then="Save it first: model.save(FOLDER).",
+        )
+    return folder / f"{model.fingerprint[:16]}-{source.fingerprint[:16]}-{_stamp(source)[:16]}.safetensors"
+
+
+def _stamp(source: Source) -> str:
+    """A sha256 over the times of loose files, whose fingerprint does not notice another image of the same size."""
+    digest = hashlib.sha256()
+    for part in source.parts:
+        inner = part
+        while isinstance(inner, Chosen | Prefixed):
+            inner = inner.part
+        if isinstance(inner, Listed):
+            paths = (part.pair(index).path for index in range(len(part)))
+            for path in [path for path in paths if isinstance(path, Path)]:  # an address names one content
+                status = path.stat()
+                digest.update(f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n".encode())
+    return digest.hexdigest()
+
+
+def _kept(file: Path, source: Source) -> Embedded | None:
+    """The features that `file` keeps, if there is such a file and it is whole."""
+    if not file.is_file():
+        return None
+    try:
+        tensors = read_tensors(file)
+        with safe_open(file, framework="pt") as opened:
+            unreadable = [Unread(**one) for one in json.loads((opened.metadata() or {})["unreadable"])]
+        indices, features = tensors["indices"].tolist(), tensors["features"]
+    except (ModelError, KeyError, TypeError, ValueError) as error:
+        say(f"The features kept in {file} are damaged ({error}): the pictures are encoded again.")
+        return None
+    say(f"Features of {len(indices):,} pictures from {file}.")
+    return Embedded(source=source, indices=indices, features=features, unreadable=unreadable)

@@ -29,6 +29,19 @@ class LimnerError(Exception):
         self.what, self.must, self.got, self.then = what, must, got, then
         super().__init__(f"{what} must {must}. Got {got}. {then}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: made again from its attributes, because some classes have a constructor of their own."""
+        return _again, (type(self), vars(self))
+
+
+def _again(kind: type[LimnerError], attributes: dict[str, Any]) -> LimnerError:
+    """An error of this class with these attributes, whatever its own constructor takes."""
+    error = kind.__new__(kind)
+    sentence = {name: attributes[name] for name in ("what", "must", "got", "then")}
+    LimnerError.__init__(error, **sentence)
+    vars(error).update(attributes)
+    return error
+
 
 class ConfigError(LimnerError, ValueError):
     """A setting, flag or argument that cannot be used."""

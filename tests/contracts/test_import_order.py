@@ -13,12 +13,12 @@ ORDER = {
         "training evaluation use report demo cli __main__"
     ),
     "data": "order remote pairs decode tokenizer sources reading loader write show bench",
-    "data/sources": "kept tar index lists folders shards tables read",
+    "data/sources": "kept tar arrow index lists folders shards tables read",
     "model": "transformer vit resnet text clip size",
     "store": "tensors pickles hub convert foreign golden store doctor onnx",
     "curate": "findings signals check",
-    "objectives": "ranks chunks contrastive sigmoid objective",
-    "training": "world watch log optimizer half_adamw checkpoint step guard prepare loop",
+    "objectives": "ranks chunks objective contrastive sigmoid table",
+    "training": "watch world log half_adamw optimizer checkpoint guard step prepare loop",
     "evaluation": "metrics zero_shot retrieval tasks suite",
     "use": "classify search",
     "report": "html check run",
@@ -41,7 +41,7 @@ def place_of(module: str, name: str) -> str | None:
         return None
     place = "/".join(parts)
     inner = f"{place}/{name}".strip("/")
-    if (SRC / inner).is_dir() or (SRC / f"{inner}.py").is_file():
+    if inner and ((SRC / inner).is_dir() or (SRC / f"{inner}.py").is_file()):
         return inner
     return place or "__init__"
 

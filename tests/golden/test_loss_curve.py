@@ -14,13 +14,14 @@ from limner.config import TrainConfig
 from limner.demo.pairs import write_demo
 from limner.recipes import digits
 from limner.run import RunDirectory
-from limner.training import loop
+from limner.training import log
+from limner.training.loop import train
 
 GOLDEN = Path(__file__).parent / "losses" / "digits.json"
 
 
 def test_the_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     write_demo(tmp_path, source="digits", say=lambda _: None)
     config = dataclasses.replace(
         digits(),
@@ -29,7 +30,7 @@ def test_the_loss_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request
         out=tmp_path / "run",
         train=TrainConfig(batch_size=64, epochs=640 / 1438, precision="fp32"),
     )
-    losses = [line["loss"] for line in RunDirectory(loop.train(config)).read_metrics()]
+    losses = [line["loss"] for line in RunDirectory(train(config)).read_metrics()]
     assert len(losses) == 10
     if request.config.getoption("--update-snapshots"):
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import limner.architecture
 import limner.config
 from limner.architecture import ZOO, Architecture
 from limner.config import ImageConfig, OptimConfig, RunConfig, TrainConfig, from_json, resolve, to_json
@@ -29,7 +30,8 @@ def test_recipes_name_a_model_of_the_zoo_and_say_what_they_do(name: str):
 
 
 def test_config_classes_are_frozen_and_keyword_only():
-    classes = [c for c in vars(limner.config).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
+    modules = vars(limner.config) | vars(limner.architecture)
+    classes = [c for c in modules.values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
     assert len(classes) >= 8
     for cls in classes:
         parameters = cls.__dataclass_params__  # type: ignore[attr-defined]

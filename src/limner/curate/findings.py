@@ -1,24 +1,19 @@
 """What was found out about pairs, as plain values."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from limner.data.pairs import EMPTY, TOO_LARGE
+from limner.data.reading import Unread
 
 BINS = 24
 """Bars of a histogram."""
 Severity = Literal["error", "warning", "note"]
-
-
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-
-
 NAMING = ("shard that is no tar file", "shard cut short")
 """Reasons that name the shard after them."""
-
-
 ADVICE = {
     "no caption": "Write a caption for each, or leave the pictures out.",
     "no picture (dots": "Rename the members: a key ends at its first dot, so a.b.jpg is no picture of the key a.",
@@ -49,7 +44,7 @@ class Finding:
     what: str
     count: int
     share: float | None
-    """Of the pairs, pictures or captions there; None where that says nothing."""
+    """The count's share of the pairs, pictures or captions there; None where that says nothing."""
     examples: tuple[str, ...]
     advice: str
 
@@ -63,7 +58,7 @@ class Histogram:
     median: float
     high: float
     edges: tuple[float, ...]
-    """Of the bars, one more than these."""
+    """The edges of the bars, one more than these."""
     counts: tuple[int, ...]
 
 
@@ -79,14 +74,6 @@ class Group:
     """What they say, where that is what they share."""
 
 
-class Unread(NamedTuple):
-    """A picture that cannot be used."""
-
-    key: str
-    reason: str
-    got: str
-
-
 @dataclass(frozen=True)
 class Findings:
     """All that `check` found out. Plain values: `dataclasses.asdict` makes JSON of them."""
@@ -94,14 +81,14 @@ class Findings:
     path: str
     fingerprint: str
     pairs: int
-    """Usable ones, as far as is known without reading pictures."""
+    """Pairs that can be used, as far as is known without reading pictures."""
     parts: int
     checked: int
     """Pairs whose captions and pictures were looked at; everything below is about these."""
     captions: int
-    """Different ones of each picture, summed."""
+    """Different captions of each picture, summed."""
     bytes: int
-    """Of the readable pictures."""
+    """What the readable pictures take."""
     unreadable_share: float
     skipped_share: float
     would_run: bool
@@ -128,7 +115,8 @@ def advice_for(reason: str) -> str:
     return next((advice for start, advice in ADVICE.items() if reason.startswith(start)), "Look at these files.")
 
 
-def _histogram(name: str, values: np.ndarray) -> Histogram:
+def histogram(name: str, values: np.ndarray) -> Histogram:
+    """The histogram of `values`, int or float[values]; there is at least one."""
     low, median, top, high = (float(v) for v in np.quantile(values, [0, 0.5, 0.99, 1]))
     if values.dtype.kind == "i":  # as many numbers in each bar
         step = (int(top) - int(low)) // BINS + 1

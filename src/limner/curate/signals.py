@@ -1,44 +1,38 @@
-"""Numbers about each pair: keys, captions, pictures."""
+"""Numbers about each pair of a source: keys and captions (`Texts`), pictures (`Images`), and which of them are equal.
 
-import time
+```
+Source ─> keys, captions ─> hashes, words, characters ─> Texts
+      └─> read_each: read ─> decode, as training does ─> hash, look, width, height, bytes ─> Images
+```
+
+Of each pair and each caption only a few numbers stay in memory, about a hundred bytes a pair.
+"""
+
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from limner.curate.findings import Unread
-from limner.data.decode import Unreadable, decode, opened
+from limner.data.decode import decode, opened
 from limner.data.order import permuted
 from limner.data.pairs import Pair, Part, Prefixed, Source
-from limner.data.reading import DEADLINE_SECONDS, LATE, PATIENCE_SECONDS, UNREAD, Task, Workers, hash_of, read_again
+from limner.data.reading import Unread, hash_of, read_each
 from limner.progress import track
 from limner.seeds import seed_for
 
 EXAMPLES, GROUPS, NAMED = 5, 12, 100
-"""At most: keys named as examples, groups of equal values, unreadable images named one by one."""
+"""The most keys named as examples, groups of equal values, and unreadable images named one by one."""
 RESIZE = 64
 """Shorter side in pixels to which pictures are decoded; whether they can be is the same at any size."""
 
 
-TOGETHER = 1024
-"""Images that are looked at between two moves of the bar."""
-
-
-SLOW = f"over {PATIENCE_SECONDS:.0f} s to read"
-"""Training would wait no longer, and end."""
-
-
-def spread(count: int, wanted: int | None, name: str) -> np.ndarray:
-    """`wanted` of `count` numbers, drawn by chance from all of them, the same each time: int64, rising."""
-    if wanted is None or wanted >= count:
-        return np.arange(count)
-    return np.sort(permuted(np.arange(wanted), count, seed_for(name, 0)))
+# --- keys and captions -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Texts:
     """Numbers about the keys and captions of the pairs looked at; a pair's equal captions count once."""
 
     indices: np.ndarray
-    """Of the pairs in the source: int64[pairs]."""
+    """Where the pairs are in the source: int64[pairs]."""
     keys: np.ndarray
     """64-bit hashes of the keys within their shards: int64[pairs]."""
     firsts: np.ndarray
@@ -112,6 +106,9 @@ def own_key(part: Part, key: str, *, in_mixture: bool) -> str:
     return part.prefix + own if in_mixture else own
 
 
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
 class Seen(NamedTuple):
     """Numbers about a readable picture."""
 
@@ -128,10 +125,10 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """Numbers about the readable pictures, one row each, and what was wrong with the others."""
+    """Numbers about the readable pictures of a source, one row each, and what was wrong with the others."""
 
     indices: np.ndarray
-    """In the source: int64[pictures]."""
+    """Where they are in the source: int64[pictures]."""
     contents: np.ndarray
     looks: np.ndarray
     widths: np.ndarray
@@ -150,53 +147,27 @@ def read_images(source: Source, indices: np.ndarray, workers: int) -> Images:
     is_readable = np.zeros(len(indices), dtype=bool)
     formats, reasons = Counter[str](), Counter[str]()
     unreadable: list[Unread] = []
-    looked = track(_looked_at(source, indices, workers), title="Reading pictures", total=len(indices))
-    for row, seen in enumerate(looked):
-        if isinstance(seen, Seen):
-            numbers[:, row], is_readable[row] = seen[:5], True
-            formats[seen.format] += 1
-        else:
-            reasons[seen.reason] += 1
-            if len(unreadable) < NAMED:
-                unreadable.append(seen)
+    with closing(read_each(source, indices.tolist(), look_at, workers=workers)) as looked:
+        for row, seen in enumerate(track(looked, title="Reading pictures", total=len(indices))):
+            if isinstance(seen, Seen):
+                numbers[:, row], is_readable[row] = seen[:5], True
+                formats[seen.format] += 1
+            else:
+                reasons[seen.reason] += 1
+                if len(unreadable) < NAMED:
+                    unreadable.append(seen)
     contents, looks, widths, heights, sizes = numbers[:, is_readable]
     return Images(indices[is_readable], contents, looks, widths, heights, sizes, formats, reasons, unreadable)
 
 
-def _looked_at(source: Source, indices: np.ndarray, workers: int) -> Iterator[Seen | Unread]:
-    """Each picture looked at, in order, by many threads."""
-    threads = Workers(workers, "reader")
-    try:
-        for start in range(0, len(indices), TOGETHER):
-            pairs = [source[index] for index in indices[start : start + TOGETHER].tolist()]
-            seen = threads.all([partial(_look_at, pair) for pair in pairs], late=_late)
-            for pair, one in zip(pairs, seen, strict=True):
-                yield Unread(pair.key, one, one) if isinstance(one, str) else one
-    finally:
-        threads.close()
-
-
-def _look_at(pair: Pair, task: Task) -> Seen | Unread:
-    """Read and decode a picture as training does."""
-    try:
-        content = read_again(pair, task)
-        task.at("decoding", pair.key)
-        header = opened(content)
-        pixels = decode(content, RESIZE, fast=True)
-    except Unreadable as error:
-        return Unread(pair.key, error.reason, str(error.got))
-    except OSError as error:
-        return Unread(pair.key, UNREAD, error.strerror or str(error))
+def look_at(_pair: Pair, content: bytes, begun: Callable[[], None]) -> Seen:
+    """Numbers about a picture from its bytes. Raises `Unreadable` if it cannot be used."""
+    header = opened(content)
+    pixels = decode(content, RESIZE, fast=True, begun=begun)
     width, height = header.size
     if (width > height) != (pixels.shape[1] > pixels.shape[0]):  # the header's are those before it is set upright
         width, height = height, width
     return Seen(hash_of(content), look_of(pixels), width, height, len(content), header.format or "")
-
-
-def _late(task: Task) -> str | None:
-    """Why nobody waits for a picture any more: training would not either."""
-    seconds, reason = (DEADLINE_SECONDS, LATE) if task.stage == "decoding" else (PATIENCE_SECONDS, SLOW)
-    return reason if time.monotonic() - task.since > seconds else None
 
 
 def look_of(pixels: np.ndarray) -> int:
@@ -209,15 +180,41 @@ def look_of(pixels: np.ndarray) -> int:
     return int.from_bytes(np.packbits(patches[:, 1:] > patches[:, :-1]).tobytes(), "big", signed=True)
 
 
-def equal_values(hashes: np.ndarray) -> tuple[list[np.ndarray], int, float]:
-    """The places of equal values, the largest groups first; how many values come again; the chance that two are equal.
+# --- equal ones, and samples -----------------------------------------------------------------------------------------
 
-    At most `GROUPS` groups, int64, rising.
-    """
+
+class Equal(NamedTuple):
+    """Which of some values are equal."""
+
+    groups: list[np.ndarray]
+    """The places of equal ones, int64, rising; the largest groups first, at most `GROUPS`."""
+    repeats: int
+    """The number of values that were there before."""
+    chance: float
+    """How likely two of them, drawn by chance, are equal."""
+
+
+def equal_values(hashes: np.ndarray) -> Equal:
+    """Which of `hashes`, int64[values], are equal."""
     order = np.argsort(hashes, kind="stable")
     starts = np.flatnonzero(np.diff(hashes[order], prepend=hashes[order][:1] - 1))
     sizes = np.diff(starts, append=len(hashes))
     largest = np.argsort(-sizes, kind="stable")[:GROUPS]
     groups = [order[starts[i] : starts[i] + sizes[i]] for i in largest if sizes[i] > 1]
     total = max(2, len(hashes))
-    return groups, int((sizes - 1).sum()), float((sizes * (sizes - 1.0)).sum() / (total * (total - 1)))
+    return Equal(groups, int((sizes - 1).sum()), float((sizes * (sizes - 1.0)).sum() / (total * (total - 1))))
+
+
+def equal_looks(images: Images) -> Equal:
+    """Which different files look the same; flat pictures count as nothing that could be alike."""
+    _, different = np.unique(images.contents, return_index=True)
+    different = np.sort(different[images.looks[different] != 0])
+    equal = equal_values(images.looks[different])
+    return equal._replace(groups=[different[group] for group in equal.groups])
+
+
+def spread(count: int, wanted: int | None, name: str) -> np.ndarray:
+    """`wanted` of `count` numbers, drawn by chance from all of them, the same each time: int64, rising."""
+    if wanted is None or wanted >= count:
+        return np.arange(count)
+    return np.sort(permuted(np.arange(wanted), count, seed_for(name, 0)))

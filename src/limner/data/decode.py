@@ -27,7 +27,7 @@ LARGE_PIXELS = 2**24
 MAX_ASPECT = 16
 """A longer strip would be blown up to many times the size of other pictures."""
 MAX_SCANS = 100
-"""Of a progressive JPEG, which usually has ten: each goes over all of its pixels."""
+"""Scans of a progressive JPEG, at most; it usually has ten, and each goes over all of its pixels."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
 NO_PICTURE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
     "not a picture",

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -24,29 +24,29 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from limner.config import ImageConfig
-from limner.curate.signals import NAMED
-from limner.data.decode import Unreadable, decode, random_crop
+from limner.data.decode import decode, random_crop
 from limner.data.order import uniform
 from limner.data.pairs import Pair, Source, order_of
 from limner.data.reading import (
-    DEADLINE_SECONDS,
     LATE,
+    NAMED,
     PATIENCE_SECONDS,
     UNREAD,
     Task,
+    Unread,
     Workers,
     cores,
     describe_unreadable,
     hash_of,
-    place_of,
-    read_again,
+    late_to_decode,
+    read_one,
 )
 from limner.data.remote import last_fetched
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
 
 AHEAD, AHEAD_BYTES = 3, 2**28
-"""Batches that are made ready before they are asked for: so many, or fewer (one at least) when they are large."""
+"""Batches that are made ready before they are asked for, in number; fewer (one at least) when they are large."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,16 @@ class Filled(NamedTuple):
     picture_hash: int
 
 
+Decoded = tuple[np.ndarray, int]
+"""A picture, uint8[height width 3], and the hash of its file."""
+Fill = Callable[[Task], Filled | Unread]
+"""Fills a row of a batch."""
+
+
 class Loader:
     """Training batches of a source, each a pure function of (seed, step). With several ranks each loads its share.
 
-    `unreadable` says by key what was wrong with the pictures that could not be used, the first thousand of them.
+    `unread` are the pictures that could not be used, by key, the first thousand of them.
     """
 
     def __init__(
@@ -97,32 +103,35 @@ class Loader:
         self.workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self.patience_seconds = patience_seconds
         self.order = order_of(source, seed)
-        self.unreadable: dict[str, str] = {}
-        self._cache: dict[int, tuple[np.ndarray, int] | str] = {}
+        self.unread: dict[str, Unread] = {}
+        self._cache: dict[int, Decoded | Unread] = {}
         self._cache_bytes_left = cache_mb * 2**20
         self._lock = threading.Lock()
         self._open: tuple[Workers, ...] = ()
 
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """What was wrong with the pictures that could not be used, by key, the first thousand of them."""
+        return {key: one.got for key, one in list(self.unread.items())}
+
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of `step`, counted from 0, made by this thread alone."""
-        return self._make(step, lambda fills: [fill(Task(fill, lambda: None)) for fill in fills])
+        return self._make(step, lambda fills: map(_done_here, fills))
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The batches of the steps first, ..., last - 1, made ahead by threads while the model trains."""
         ahead = AHEAD_BYTES * self.ranks // (self.batch_size * 3 * self.image_size**2)
         ahead = min(AHEAD, max(1, ahead))
         workers, makers = self._open = Workers(self.workers, "worker"), Workers(min(2, ahead), "batch maker")
-        waiting: deque[tuple[Task, threading.Event]] = deque()
+        waiting = deque[Task]()
         steps = iter(range(first, last))
         try:
             for step in range(first, last):
                 while len(waiting) < ahead and (coming := next(steps, None)) is not None:
-                    made = threading.Event()
-                    make = partial(self._make, coming, partial(workers.all, late=self._late))
-                    waiting.append((makers.submit(lambda _task, make=make: make(), made.set), made))
-                task, made = waiting.popleft()
-                since = time.monotonic()
-                while not made.wait(min(1.0, self.patience_seconds)):
+                    make = partial(self._make, coming, partial(workers.each, late=late_to_decode))
+                    waiting.append(makers.submit(lambda _task, make=make: make()))
+                task, since = waiting.popleft(), time.monotonic()
+                while not task.over.wait(min(1.0, self.patience_seconds)):
                     if time.monotonic() - max(since, workers.last_end, last_fetched()) < self.patience_seconds:
                         continue
                     raise DataError(
@@ -143,32 +152,30 @@ class Loader:
         for threads in self._open:
             threads.close()
 
-    def _make(self, step: int, fill_all: Callable[[list[Callable[[Task], Filled | str]]], list[Filled | str]]) -> Batch:
+    def _make(self, step: int, fill_all: Callable[[list[Fill]], Iterable[Filled | Unread]]) -> Batch:
         number = self.batch_size // self.ranks
         epochs, indices = self.order.samples(step * self.batch_size + self.rank * number, number)
         names = ("area", "across", "down", "caption")
         draws = np.stack([uniform(self.seed, name, epochs, indices) for name in names], axis=1).tolist()
         pixels = np.empty((number, self.image_size, self.image_size, 3), dtype=np.uint8)
-
-        def filling(row: int, index: int) -> Callable[[Task], Filled | str]:
-            return lambda task: self._fill(pixels[row], index, draws[row], task)
-
+        fills: list[Fill] = [
+            partial(self._fill, pixels[row], index, draws[row]) for row, index in enumerate(indices.tolist())
+        ]
         # what is decoded already is less work than to hand it over
-        fills = {row: filling(row, index) for row, index in enumerate(indices.tolist())}
         decoded = {row for row, index in enumerate(indices.tolist()) if index in self._cache}
-        made = {row: fills[row](Task(fills[row], lambda: None)) for row in decoded}
-        others = [row for row in fills if row not in decoded]
+        made = {row: _done_here(fills[row]) for row in decoded}
+        others = [row for row in range(number) if row not in decoded]
         made |= dict(zip(others, fill_all([fills[row] for row in others]), strict=True))
-        rows = [made[row] for row in fills]
+        rows = [made[row] for row in range(number)]
         for index, row in zip(indices.tolist(), rows, strict=True):
-            if row == LATE:  # it would be so again
-                self._cache[index] = self._note(self.source[index], LATE, LATE)
+            if isinstance(row, Unread) and row.reason == LATE:  # it would be so again
+                self._cache[index] = self._note(row)
         filled = [row for row in rows if isinstance(row, Filled)]
         if len(filled) < (least := 2 if self.ranks == 1 else 1):
             raise DataError(
                 f"The batch of step {step} from {self.source.path}",
                 must=f"hold at least {least} readable pictures",
-                got=f"{len(filled)}: {describe_unreadable(self.unreadable)}",
+                got=f"{len(filled)}: {describe_unreadable(list(self.unread.values()))}",
                 then="Check the pictures: limner data check.",
             )
         if len(filled) < number:
@@ -179,53 +186,48 @@ class Loader:
             torch.from_numpy(self.tokenizer(captions)),
             tuple(row.key for row in filled),
             torch.tensor([(row.picture_hash, hash_of(row.caption.encode())) for row in filled]),
-            Counter(row for row in rows if isinstance(row, str)),
+            Counter(row.reason for row in rows if isinstance(row, Unread)),
         )
 
-    def _fill(self, into: np.ndarray, index: int, draws: list[float], task: Task) -> Filled | str:
+    def _fill(self, into: np.ndarray, index: int, draws: list[float], task: Task) -> Filled | Unread:
         """Crop the picture at `index` to `into`: its key, caption and hash, or why it cannot be used."""
         task.at("looking up", f"pair {index:,} of {self.source.path}")
         pair = self.source[index]
         decoded = self._cache.get(index) or self._decoded(index, pair, task)
-        if isinstance(decoded, str):
+        if isinstance(decoded, Unread):
             return decoded
         area, across, down, choice = draws
         picture, picture_hash = decoded
         min_area = self.images.crop_min_area
         cropped = random_crop(picture, self.image_size, min_area=min_area, draws=(area, across, down))
-        if not task.is_over:
+        if not task.over.is_set():
             into[:] = cropped
         return Filled(pair.key, pair.caption(choice), picture_hash)
 
-    def _decoded(self, index: int, pair: Pair, task: Task) -> tuple[np.ndarray, int] | str:
+    def _decoded(self, index: int, pair: Pair, task: Task) -> Decoded | Unread:
         """A picture and its hash, or why it cannot be used."""
-        try:
-            content = read_again(pair, task)
-            task.at("waiting for its turn to decode", place_of(pair))
-            pixels = decode(
-                content,
-                self.images.resize,
-                name=f"The picture {pair.key}",
-                fast=True,
-                begun=lambda: task.at("decoding", place_of(pair)),
-            )
-            decoded, size = (pixels, hash_of(content)), pixels.nbytes
-        except Unreadable as error:
-            decoded, size = self._note(pair, error.reason, error.got), 0
-        except OSError as error:
-            return self._note(pair, UNREAD, error.strerror or error)  # another time it may be there
+        decoded = read_one(pair, self._look, task)
+        if isinstance(decoded, Unread):
+            self._note(decoded)
+            if decoded.reason == UNREAD:  # another time it may be there
+                return decoded
+        size = 0 if isinstance(decoded, Unread) else decoded[0].nbytes
         with self._lock:
-            if size <= self._cache_bytes_left and not task.is_over:
+            if size <= self._cache_bytes_left and not task.over.is_set():
                 self._cache[index] = decoded
                 self._cache_bytes_left -= size
         return decoded
 
-    def _late(self, task: Task) -> str | None:
-        """Why a pair is left out that takes too long to decode; None while it does not."""
-        is_late = task.stage == "decoding" and time.monotonic() - task.since > DEADLINE_SECONDS
-        return LATE if is_late else None
+    def _look(self, pair: Pair, content: bytes, begun: Callable[[], None]) -> Decoded:
+        pixels = decode(content, self.images.resize, name=f"The picture {pair.key}", fast=True, begun=begun)
+        return pixels, hash_of(content)
 
-    def _note(self, pair: Pair, reason: str, got: object) -> str:
-        if len(self.unreadable) < NAMED:
-            self.unreadable[pair.key] = str(got)
-        return reason
+    def _note(self, one: Unread) -> Unread:
+        if len(self.unread) < NAMED:
+            self.unread[one.key] = one
+        return one
+
+
+def _done_here(fill: Fill) -> Filled | Unread:
+    """What comes of a task that this thread does itself."""
+    return fill(Task(fill))

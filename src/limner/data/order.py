@@ -63,7 +63,7 @@ class Stock:
         """The first index of each part, and the number of pairs: int64[parts + 1]."""
         self.pairs = int(self.starts[-1])
         self.windows = max(1, min(len(counts), round(self.pairs / WINDOW)))
-        """How many an epoch has."""
+        """The number of windows in an epoch."""
         self._layout = lru_cache(maxsize=4)(self._layout_of)
 
     def samples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
@@ -156,7 +156,7 @@ class Order:
         return sources, epochs * self.shares[sources] + begin[row, sources] + inside - before
 
     def _begin(self, cell: np.ndarray, cells: int) -> np.ndarray:
-        """How many positions of each source come before a cell: int64[... sources]."""
+        """The number of positions of each source before a cell: int64[... sources]."""
         return np.asarray(cell)[..., None] * self.shares // cells
 
 

@@ -1,4 +1,12 @@
-"""Threads that do small tasks, and where each of them is.
+"""One way to read: many images by many threads, in order, and nothing is waited for without end.
+
+```
+pairs ─> threads: read, again if that fails ─> look (decode, crop, hash, ...) ─> in order: what was found, or an Unread
+```
+
+The loader, `limner data check` and everything that embeds read through here, so that an image which stops one of them
+stops none. An image that cannot be used becomes an `Unread`, with a reason that can be counted; so does one that takes
+too long to decode or, but for training, to read.
 
 Threads and not processes: reading, decoding and resizing let go of the interpreter, so threads scale, and pictures stay
 where they are (docs/decisions/0013). A thread can stand still, in a read that never returns or a picture made to take
@@ -10,51 +18,109 @@ import itertools
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from limner.data.decode import centre_crop, decode, stack
+from limner.data.decode import Unreadable, centre_crop, decode, stack
 from limner.data.pairs import Pair, Source
+from limner.data.remote import last_fetched
 from limner.errors import DataError
 
-MOST_LEFT = 16
-"""Threads, for each worker, that may be left to themselves."""
+DEADLINE_SECONDS = 20.0
+"""A picture that takes longer to decode is left out. The caps on pixels and scans come first, so that this is for what
+nobody has thought of: it depends on the machine, they do not."""
+PATIENCE_SECONDS = 60.0
+"""Without a batch, a picture of it or a block from a network for so long, training ends and says where it hangs. Where
+an image is not waited for, it is left out after as long."""
+READ_AGAIN = (0.1, 1.0)
+"""Seconds after which a read that failed is tried again."""
 LOOK_SECONDS, CLOSE_SECONDS = 1.0, 5.0
 """Time between two looks at tasks that take long, and for threads to end."""
+MOST_LEFT = 16
+"""Threads, for each worker, that may be left to themselves."""
+AHEAD = 1024
+"""Images that `read_each` has under way at a time, and small results that wait for their turn."""
+NAMED = 1000
+"""Unreadable pictures that are named by key; the others are counted."""
+LATE = f"over {DEADLINE_SECONDS:.0f} s to decode"
+SLOW = f"over {PATIENCE_SECONDS:.0f} s to read"
+UNREAD = "file that cannot be read"
+READING, TURN, DECODING = "reading", "waiting for its turn to decode", "decoding"
+"""Stages of a task."""
+T = TypeVar("T")
+Look = Callable[[Pair, bytes, Callable[[], None]], T]
+"""What to do with an image's bytes. It calls the function given to it last when it begins to decode: large pictures
+wait for each other, and the deadline counts from then on. Raises `Unreadable` for an image that cannot be used."""
+
+
+class Unread(NamedTuple):
+    """An image that cannot be used."""
+
+    key: str
+    reason: str
+    """One of few, so that it can be counted by."""
+    got: str
+    """What was found in place of an image."""
+
+
+def describe_unreadable(unreadable: Iterable[Unread]) -> str:
+    """The number of pictures that could not be read and the most frequent reasons, in words."""
+    counts = Counter(one.got for one in unreadable)
+    if not counts:
+        return "none unreadable"
+    told = "; ".join(f"{count} x {got}" for got, count in counts.most_common(3))
+    return f"{counts.total()} unreadable ({told})"
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+class Doing(NamedTuple):
+    """Where a task is."""
+
+    stage: str
+    what: Pair | str
+    since: float
+    """When that began, by time.monotonic()."""
 
 
 class Task:
     """Something to do, how far it is, and what came of it."""
 
-    def __init__(self, work: Callable[["Task"], Any], done: Callable[[], None]) -> None:
-        self.work, self._done = work, done
+    def __init__(self, work: Callable[["Task"], Any]) -> None:
+        self.work = work
         self.result: Any = None
         self.error: BaseException | None = None
-        self.is_over = False
+        self.over = threading.Event()
         """It has a result or an error, or nobody waits for it any more."""
         self._lock = threading.Lock()
         self.at("waiting", "")
 
-    def at(self, stage: str, what: object) -> None:
+    def at(self, stage: str, what: Pair | str) -> None:
         """It is in `stage` with `what` now."""
-        self.stage, self.what, self.since = stage, what, time.monotonic()
+        self.doing = Doing(stage, what, time.monotonic())
 
     def end(self, result: Any, error: BaseException | None = None) -> bool:
         """This came of it. False if something else had come of it before, which counts."""
         with self._lock:
-            if self.is_over:
+            if self.over.is_set():
                 return False
-            self.result, self.error, self.is_over = result, error, True
-        self._done()
+            self.result, self.error = result, error
+            self.over.set()
         return True
+
+    def interrupt(self) -> None:
+        """It will not be done; an `InterruptedError` is what comes of it."""
+        self.end(None, InterruptedError("nobody waits for this task any more"))
 
 
 class Workers:
@@ -72,65 +138,74 @@ class Workers:
         for _ in range(number):
             self._start()
 
-    def submit(self, work: Callable[[Task], Any], done: Callable[[], None]) -> Task:
-        """Have `work` done by one thread, which calls `done` when it is."""
-        task = Task(work, done)
-        self._tasks.put(task)
+    def submit(self, work: Callable[[Task], Any]) -> Task:
+        """Have `work` done by one thread. After `close` it ends at once, with an `InterruptedError`."""
+        task = Task(work)
+        if self.closed:
+            task.interrupt()
+        else:
+            self._tasks.put(task)
         return task
 
-    def all(self, works: Sequence[Callable[[Task], Any]], late: Callable[[Task], Any]) -> list[Any]:
-        """Have all of `works` done and return what came of them, in their order.
+    def each(
+        self, works: Iterable[Callable[[Task], Any]], late: Callable[[Task], Any], *, ahead: int | None = None
+    ) -> Iterator[Any]:
+        """Have `works` done, `ahead` of them at a time (None: all), and give what comes of them, in their order.
 
         `late` is asked now and then about tasks under way: what it returns, if not None, is taken for the result, and
-        the thread that does the task is left to itself. The first error that a task ended with is raised.
+        the thread that does the task is left to itself. An error that a task ended with is raised in its place.
         """
-        if not works:
-            return []
-        left, finished = len(works), threading.Event()
-        lock = threading.Lock()
-
-        def done() -> None:
-            nonlocal left
-            with lock:
-                left -= 1
-                if left == 0:
-                    finished.set()
-
-        tasks = [self.submit(work, done) for work in works]
-        while not finished.wait(LOOK_SECONDS):
-            if self.closed:
-                raise InterruptedError("nobody waits for these tasks any more")
-            for task in tasks:
-                instead = None if task.is_over or task.stage == "waiting" else late(task)
-                if instead is not None and task.end(instead):
-                    self.last_end = time.monotonic()
-                    self._start()
-        for task in tasks:
+        under_way, coming = deque[Task](), iter(works)
+        while True:
+            wanted = None if ahead is None else ahead - len(under_way)
+            under_way.extend(self.submit(work) for work in itertools.islice(coming, wanted))
+            if not under_way:
+                return
+            while not under_way[0].over.wait(LOOK_SECONDS):
+                if self.closed:
+                    under_way[0].interrupt()
+                self._leave(under_way, late)
+            task = under_way.popleft()
             if task.error is not None:
                 raise task.error
-        return [task.result for task in tasks]
+            yield task.result
 
     def describe(self) -> str:
         """Where each thread is."""
-        now, doing = time.monotonic(), sorted(self._doing.items())
-        return "; ".join(f"{name} {task.stage} {task.what} for {now - task.since:.0f} s" for name, task in doing)
+        now, doing = time.monotonic(), [(name, task.doing) for name, task in sorted(self._doing.items())]
+        places = ((name, at, place_of(at.what) if isinstance(at.what, Pair) else at.what) for name, at in doing)
+        return "; ".join(f"{name} {at.stage} {place} for {now - at.since:.0f} s" for name, at, place in places)
 
     def close(self) -> None:
-        """End the threads, once they have done what they are at; one that stands still is not waited for."""
+        """End the threads, once they have done what they are at; one that stands still is not waited for.
+
+        Tasks that no thread has taken end with an `InterruptedError`.
+        """
         if self.closed:
             return
         self.closed = True
+        with suppress(Empty):
+            while (task := self._tasks.get_nowait()) is not None:
+                task.interrupt()
         for _ in self._threads:
             self._tasks.put(None)
         until = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:  # one that works on while Python ends would take the process down with it
             thread.join(max(0.0, until - time.monotonic()))
 
+    def _leave(self, tasks: Iterable[Task], late: Callable[[Task], Any]) -> None:
+        """Wait no longer for those of `tasks` that are late; another thread takes the place of each one's."""
+        for task in tasks:
+            instead = None if task.over.is_set() or task.doing.stage == "waiting" else late(task)
+            if instead is not None and task.end(instead):
+                self.last_end = time.monotonic()
+                self._start()
+
     def _start(self) -> None:
         if len(self._threads) > MOST_LEFT * self._number:
             raise DataError(
                 "The pictures",
-                must="be decoded in an end of time",
+                must="be read and decoded in a time that has an end",
                 got=f"{len(self._threads) - self._number} that were not",
                 then="Look at them with limner data check; they keep the processor busy.",
             )
@@ -147,52 +222,64 @@ class Workers:
     def _run(self, name: str, ready: threading.Event) -> None:
         torch.set_num_threads(1)  # as many as there are workers are at work
         ready.set()
-        while (task := self._tasks.get()) is not None and not self.closed:
+        while (task := self._tasks.get()) is not None:
+            if self.closed:
+                task.interrupt()
+                continue
             self._doing[name] = task
             try:
                 result, error = task.work(task), None
             except BaseException as caught:  # it is raised where the result is waited for
                 result, error = None, caught
             self._doing.pop(name, None)
-            if task.is_over:  # another thread has taken this one's place
+            if not task.end(result, error):  # another thread has taken this one's place
                 return
-            task.end(result, error)
             self.last_end = time.monotonic()
 
 
-DEADLINE_SECONDS = 20.0
-"""A picture that takes longer to decode is left out. The caps on pixels and scans come first, so that this is for what
-nobody has thought of: it depends on the machine, they do not."""
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
-PATIENCE_SECONDS = 60.0
-"""Without a batch, a picture of it or a block from a network for so long, training ends and says where it hangs."""
+def read_each(
+    source: Source, indices: Sequence[int], look: Look[T], *, workers: int | None = None, ahead: int = AHEAD
+) -> Generator[T | Unread, None, None]:
+    """What `look` makes of the images of a source at `indices`, in this order, or why one cannot be used.
+
+    `workers` threads (by default one a core) read and look at `ahead` images at a time; they end with the iterator,
+    also when it is closed early. An image that takes longer than `DEADLINE_SECONDS` to decode or `PATIENCE_SECONDS` to
+    read is an `Unread`. Raises `DataError` where a shard changes meanwhile or cannot be fetched, and what `look`
+    raises, but for `Unreadable` and `OSError`.
+    """
+    threads = Workers(workers or cores(), "reader")
+
+    def late(task: Task) -> Unread | None:
+        stage, what, since = task.doing
+        progress = last_fetched() if stage == READING else threads.last_end
+        if stage != DECODING and isinstance(what, Pair) and time.monotonic() - max(since, progress) > PATIENCE_SECONDS:
+            return Unread(what.key, SLOW, SLOW)
+        return late_to_decode(task)
+
+    try:
+        yield from threads.each((partial(read_one, source[index], look) for index in indices), late, ahead=ahead)
+    finally:
+        threads.close()
 
 
-READ_AGAIN = (0.1, 1.0)
-"""Seconds after which a read that failed is tried again."""
-
-
-NAMED = 1000
-"""Unreadable pictures that are told by key; the others are counted."""
-
-
-LATE, UNREAD = f"over {DEADLINE_SECONDS:.0f} s to decode", "file that cannot be read"
-
-
-def place_of(pair: Pair) -> str:
-    """Where a picture is, for people."""
-    return f"{pair.key} of {pair.path}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def read_one(pair: Pair, look: Look[T], task: Task) -> T | Unread:
+    """What `look` makes of an image, or why it cannot be used; `task` says meanwhile where it is."""
+    try:
+        content = read_again(pair, task)
+        task.at(TURN, pair)
+        return look(pair, content, lambda: task.at(DECODING, pair))
+    except Unreadable as error:
+        return Unread(pair.key, error.reason, str(error.got))
+    except OSError as error:
+        return Unread(pair.key, UNREAD, error.strerror or str(error))
 
 
 def read_again(pair: Pair, task: Task) -> bytes:
     """The bytes of a picture; a read that fails is tried again, for networks."""
-    task.at("reading", place_of(pair))
+    task.at(READING, pair)
     for seconds in READ_AGAIN:
         try:
             return pair.read()
@@ -203,42 +290,51 @@ def read_again(pair: Pair, task: Task) -> bytes:
     return pair.read()
 
 
+def late_to_decode(task: Task) -> Unread | None:
+    """Why an image is left out that takes too long to decode; None while it does not."""
+    stage, what, since = task.doing
+    if stage == DECODING and isinstance(what, Pair) and time.monotonic() - since > DEADLINE_SECONDS:
+        return Unread(what.key, LATE, LATE)
+    return None
+
+
+def centres(
+    source: Source, image_size: int, *, batch_size: int = 256, workers: int | None = None
+) -> Generator[tuple[list[int], UInt8[Tensor, "batch 3 height width"], list[Unread]], None, None]:
+    """The central squares of a source's images, batch by batch, for everything that embeds.
+
+    Yields (indices of the readable images, their pixels, the unreadable ones) of each `batch_size` images; the pixels
+    are Pillow's exactly. `workers` threads, by default one a core, are up to two batches ahead. Raises as `read_each`.
+    """
+
+    def square(pair: Pair, content: bytes, begun: Callable[[], None]) -> np.ndarray:
+        pixels = decode(content, image_size, name=f"The picture {pair.key}", begun=begun)
+        return np.ascontiguousarray(centre_crop(pixels, image_size))  # a copy, so that a long strip does not wait whole
+
+    with closing(read_each(source, range(len(source)), square, workers=workers, ahead=2 * batch_size)) as squares:
+        for start in range(0, len(source), batch_size):
+            indices = range(start, min(start + batch_size, len(source)))
+            read = list(zip(indices, squares, strict=False))  # it goes on with the next batch
+            kept = [(index, square) for index, square in read if not isinstance(square, Unread)]
+            pixels = [square for _, square in kept]
+            nothing = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
+            unread = [one for _, one in read if isinstance(one, Unread)]
+            yield [index for index, _ in kept], stack(pixels) if pixels else nothing, unread
+
+
+# --- small helpers ---------------------------------------------------------------------------------------------------
+
+
+def place_of(pair: Pair) -> str:
+    """Where a picture is, for people."""
+    return f"{pair.key} of {pair.path}"
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hash_of(content: bytes) -> int:
     """A signed 64-bit hash, the same on every machine."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
-
-
-def read_centre(
-    source: Source, image_size: int, *, batch_size: int = 256
-) -> Iterator[tuple[list[int], UInt8[Tensor, "batch 3 height width"], dict[str, str]]]:
-    """The central squares of a source's pictures, batch by batch, for evaluation and search.
-
-    Yields (indices of the readable pictures, their pixels, reasons for the unreadable ones by key).
-    """
-    starts = range(0, len(source), batch_size)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for start in starts:
-            indices = range(start, min(start + batch_size, len(source)))
-            unreadable: dict[str, str] = {}
-            decoded = threads.map(lambda i, bad=unreadable: _decode(source[i], image_size, bad), indices)
-            kept = [(i, centre_crop(p, image_size)) for i, p in zip(indices, decoded, strict=True) if p is not None]
-            pixels = stack([p for _, p in kept]) if kept else torch.empty(0, 3, image_size, image_size).byte()
-            yield [i for i, _ in kept], pixels, unreadable
-
-
-def describe_unreadable(unreadable: dict[str, str]) -> str:
-    """How many pictures could not be read and why, in words."""
-    if not unreadable:
-        return "none unreadable"
-    reasons = Counter(unreadable.values()).most_common(3)
-    return f"{len(unreadable)} unreadable ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})"
-
-
-def _decode(pair: Pair, resize: int, unreadable: dict[str, str]) -> np.ndarray | None:
-    try:
-        return decode(pair.read(), resize, name=f"The picture {pair.key}")
-    except DataError as error:
-        unreadable[pair.key] = str(error.got)
-    except OSError as error:
-        unreadable[pair.key] = error.strerror or str(error)
-    return None

@@ -5,7 +5,7 @@ FOLDER/00000.tar          KEY.json, KEY.png|jpg|webp, KEY.txt and, in labelled s
 FOLDER/00000.parquet      one row a pair
 FOLDER/00000_stats.json   its presence says that the shard is whole
 FOLDER/manifest.json      sha256 and count of each shard, the data fingerprint, where the pairs come from
-FOLDER/.limner/             the index of each shard (data/index.py)
+FOLDER/.limner/             the index of each shard (sources/index.py)
 ```
 
 The same pairs give the same tar bytes: members carry no time, no user, and the order that they came in.
@@ -32,7 +32,7 @@ from limner.files import read_json, replacing, sha256_of, write_json, write_text
 from limner.progress import track
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp", "GIF": "gif"}
-"""By Pillow's names of formats."""
+"""File name extensions by Pillow's names of formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Sample:
 
     picture: bytes
     extension: str
-    """Of the picture: png, jpg, webp, ..."""
+    """The picture's: png, jpg, webp, ..."""
     width: int
     height: int
     captions: tuple[str, ...]

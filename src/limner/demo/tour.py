@@ -12,13 +12,14 @@ from typing import Literal
 import numpy as np
 
 from limner.config import DEFAULT_TEMPLATES, RunConfig
-from limner.data.pairs import Pair, Source
 from limner.data.sources.read import read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.demo.pairs import default_folder, write_demo
+from limner.embed import Embedded, embed_images
 from limner.errors import ConfigError
-from limner.evaluation.suite import evaluate_run
-from limner.evaluation.tasks import Evaluation
+from limner.evaluation.suite import evaluate_features
+from limner.evaluation.tasks import Evaluation, own_task, write_evaluation
+from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.files import write_bytes, write_json
 from limner.progress import say
 from limner.recipes import RECIPES
@@ -27,8 +28,8 @@ from limner.run import RunDirectory
 from limner.store.store import load
 from limner.training.loop import train
 from limner.training.prepare import settled
-from limner.use.classify import classify_pictures
-from limner.use.search import find
+from limner.use.classify import name_all
+from limner.use.search import find_among
 
 SENTENCES = {
     "emoji": (
@@ -69,21 +70,26 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
     train_or_continue(replace(config, tokenizer=str(run.tokenizer)), run)
 
     say("\n4. Zero-shot evaluation on pictures never seen")
-    evaluation = evaluate_run(run.path)[0]
+    model = load(run.path, device="auto")
+    embedded = embed_images(model, own_task(run))
+    evaluation = evaluate_features(model, embedded)
+    write_evaluation(run, evaluation)
 
     say("\n5. Classify and search")
-    test = read_pairs(config.test)
-    names, pictures = some_pictures(test, run.path / "pictures")
-    for answer in classify_pictures(run.path, pictures, names, DEFAULT_TEMPLATES, top=3):
+    chosen = some_images(embedded)
+    names = [pair.captions[0] for pair in chosen.pairs()]
+    pictures = write_images(chosen, run.path / "pictures")
+    classifier = ZeroShotClassifier(model, names, DEFAULT_TEMPLATES)
+    for path, answer in zip(pictures, name_all(classifier, chosen, top=3), strict=True):
         likeliest = ", ".join(f"{name} {share:.0%}" for name, share in answer.names.items())
-        say(f"{Path(answer.picture).name:<32} {likeliest}")
+        say(f"{path.name:<32} {likeliest}")
     sentences = SENTENCES[source]
-    hits = find(load(run.path), config.test, sentences[0], top=5)
-    captions = {pair.key: pair.captions[0] for pair in test}
+    captions = {pair.key: pair.captions[0] for pair in embedded.pairs()}
+    hits = find_among(model, embedded, sentences[0], top=5)
     say(f'Found for "{sentences[0]}": {", ".join(captions[hit.key] for hit in hits)}')
 
     say("\n6. The report")
-    report = write_report(run.path, sentences=sentences)
+    report = write_report(run.path, sentences=sentences, model=model, embedded=[embedded])
 
     summary = summarise(evaluation, run)
     write_json(run.path / "summary.json", summary)
@@ -96,7 +102,7 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
             )
     say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {short(report)} in a browser.\nThen try:")
     limner, where = command_name(), short(run.path)
-    say(f"  {limner} classify {where} {short(pictures[0])} --labels {shlex.quote(','.join(names[:3]))}")
+    say(f"  {limner} classify {where} {short(pictures[0])} --labels {shlex.join(names[:3])}")
     say(f"  {limner} search {where} {where}/pictures {shlex.quote(sentences[0])}")
     say(f"  {limner} train small --data A_FOLDER_OF_YOUR_PICTURES_WITH_TXT_FILES_BESIDE_THEM")
     return report
@@ -117,7 +123,8 @@ def train_or_continue(config: RunConfig, run: RunDirectory) -> None:
     if not run.config.exists():
         train(config)
         return
-    before, now = (replace(c, data=None, test=None, out=None, tokenizer=None) for c in (run.read_config(), config))
+    apart = {"data": None, "test": None, "out": None, "tokenizer": None}
+    before, now = (replace(settled(one), **apart) for one in (run.read_config(), config))
     if before != now:
         raise ConfigError(
             f"The run {run.path}",
@@ -131,25 +138,34 @@ def train_or_continue(config: RunConfig, run: RunDirectory) -> None:
         train(config, resume=True)
 
 
-def some_pictures(source: Source, folder: Path, number: int = 8) -> tuple[list[str], list[Path]]:
-    """Write pictures of `number` different captions as files in `folder`; returns (captions, paths)."""
-    first: dict[str, Pair] = {}
-    for index in np.random.default_rng(1).permutation(len(source)):
-        first.setdefault(source[int(index)].captions[0], source[int(index)])
-    chosen = dict(list(first.items())[:number])
-    paths = [folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in chosen]
-    for path, pair in zip(paths, chosen.values(), strict=True):
-        write_bytes(path, pair.read())
-    return list(chosen), paths
+def some_images(embedded: Embedded, number: int = 8) -> Embedded:
+    """Images of `number` different captions."""
+    pairs, first = embedded.pairs(), dict[str, int]()
+    for place in np.random.default_rng(1).permutation(len(pairs)).tolist():
+        first.setdefault(pairs[place].captions[0], place)
+    places = list(first.values())[:number]
+    indices = [embedded.indices[place] for place in places]
+    return replace(embedded, indices=indices, features=embedded.features[places])
+
+
+def write_images(embedded: Embedded, folder: Path) -> list[Path]:
+    """Write images as files named after their captions."""
+    paths = []
+    for pair in embedded.pairs():
+        name = re.sub("[^a-z0-9]+", "-", pair.captions[0].lower()).strip("-")
+        paths.append(folder / f"{name}.png")
+        write_bytes(paths[-1], pair.read())
+    return paths
 
 
 def summarise(evaluation: Evaluation, run: RunDirectory) -> dict[str, dict[str, float | int]]:
     """What summary.json holds: shares in [0, 1], seconds, pairs, GB (10**9 bytes)."""
-    summary: dict[str, dict[str, float | int]] = {"zero_shot": {}, "held_out": {}, "retrieval": {}, "train": {}}
+    summary: dict[str, dict[str, float | int]] = {}
     for row in evaluation.rows:
-        part, name = row.metric.split(".")
-        summary[part][name] = row.value
-    summary["zero_shot"]["classes"] = len(evaluation.class_names)
+        part, _, name = row.metric.partition(".")
+        summary.setdefault(part, {})[name] = row.value
+    if evaluation.class_names:
+        summary.setdefault("zero_shot", {})["classes"] = len(evaluation.class_names)
     last = run.read_metrics()[-1]
     summary["train"] = {
         "seconds": last["seconds"],
@@ -157,4 +173,4 @@ def summarise(evaluation: Evaluation, run: RunDirectory) -> dict[str, dict[str, 
         "pairs_per_second": last["pairs"] / last["seconds"],
         "peak_memory_gb": last["peak_memory_gb"],
     }
-    return {part: facts for part, facts in summary.items() if facts}
+    return summary

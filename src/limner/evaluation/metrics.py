@@ -1,4 +1,4 @@
-"""Metrics: pure functions of score matrices, and the interval that each share comes with."""
+"""Metrics: pure functions of score matrices, and the interval that each number comes with."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,16 +6,24 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+WILSON = "Wilson, 95 %"
+"""The kind of interval of a share of independent trials."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number of an evaluation: a share of `count` trials with its 95 % interval."""
+    """One number of an evaluation, counted over `count` trials."""
 
     task: str
     metric: str
     value: float
-    low: float
-    high: float
+    unit: str = "share"
+    """What the value is: share (of the trials, in [0, 1]), or whatever the metric measures in."""
+    low: float | None
+    high: float | None
+    """The interval's ends; None: there is no interval."""
+    interval: str | None = WILSON
+    """The interval's kind."""
     count: int
     model: str
     """The model fingerprint."""
@@ -23,7 +31,17 @@ class Row:
     """The data fingerprint."""
 
 
-def ranks(
+def describe_row(row: Row) -> tuple[str, str]:
+    """(value, interval) for people: shares in per cent, other units as numbers."""
+
+    def number(value: float) -> str:
+        return f"{value:.1%}" if row.unit == "share" else f"{value:.4g}"
+
+    value = number(row.value) if row.unit in ("share", "") else f"{number(row.value)} {row.unit}"
+    return value, "" if row.low is None or row.high is None else f"{number(row.low)} - {number(row.high)}"
+
+
+def ranks_of_right(
     scores: Float[Tensor, "queries candidates"], right: Bool[Tensor, "queries candidates"]
 ) -> Int[Tensor, " queries"]:
     """How many wrong candidates score at least as high as the best right one; 0 means found first.
@@ -47,8 +65,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def row(metric: str, rank: Int[Tensor, " queries"], k: int, **about: Any) -> Row:
-    """The share of `rank` below `k` as a row."""
+def share_row(metric: str, rank: Int[Tensor, " queries"], k: int, **about: Any) -> Row:
+    """The share of `rank` below `k` as a row; `about` are its task, model and data."""
     value = share_within(rank, k)
     low, high = wilson(value, len(rank))
     return Row(metric=metric, value=value, low=low, high=high, count=len(rank), **about)

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from limner.evaluation.metrics import Row, ranks, row
+from limner.embed import embed_texts
+from limner.evaluation.metrics import Row, ranks_of_right, share_row
 from limner.model.clip import CLIP
 
 RECALLS = (1, 5, 10)
@@ -12,7 +13,7 @@ RECALLS = (1, 5, 10)
 
 def retrieval(
     model: CLIP,
-    picture_features: Float[Tensor, "pictures embed"],
+    image_features: Float[Tensor, "images embed"],
     captions: list[tuple[str, ...]],
     about: dict[str, str],
 ) -> list[Row]:
@@ -23,27 +24,27 @@ def retrieval(
     different = sorted({caption for several in captions for caption in several})
     index = {caption: i for i, caption in enumerate(different)}
     own = [sorted({index[caption] for caption in several}) for several in captions]
-    text_features = torch.cat([model.encode_text(different[i : i + 1024]) for i in range(0, len(different), 1024)])
-    to_text = _ranks_in_chunks(picture_features, text_features, own)
+    text_features = embed_texts(model, different)
+    to_text = _ranks_in_chunks(image_features, text_features, own)
     pictures_of: list[list[int]] = [[] for _ in different]
     for picture, mine in enumerate(own):
         for caption in mine:
             pictures_of[caption].append(picture)
-    to_image = _ranks_in_chunks(text_features, picture_features, pictures_of)
-    return [row(f"retrieval.text_to_image@{k}", to_image, k, **about) for k in RECALLS] + [
-        row(f"retrieval.image_to_text@{k}", to_text, k, **about) for k in RECALLS
+    to_image = _ranks_in_chunks(text_features, image_features, pictures_of)
+    return [share_row(f"retrieval.text_to_image@{k}", to_image, k, **about) for k in RECALLS] + [
+        share_row(f"retrieval.image_to_text@{k}", to_text, k, **about) for k in RECALLS
     ]
 
 
 def _ranks_in_chunks(
     queries: Float[Tensor, "queries embed"], candidates: Float[Tensor, "candidates embed"], right: list[list[int]]
 ) -> Int[Tensor, " queries"]:
-    """`ranks` of every query's `right` candidates, a thousand queries at a time."""
+    """`ranks_of_right` of every query's `right` candidates, a thousand queries at a time."""
     parts = []
     for start in range(0, len(queries), 1024):
         scores = queries[start : start + 1024] @ candidates.T
         is_right = torch.zeros_like(scores, dtype=torch.bool)
         for query, wanted in zip(is_right, right[start : start + 1024], strict=True):
             query[wanted] = True
-        parts.append(ranks(scores, is_right))
+        parts.append(ranks_of_right(scores, is_right))
     return torch.cat(parts)

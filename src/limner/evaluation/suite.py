@@ -1,29 +1,28 @@
-"""Tasks and their rows: what `limner eval` runs.
-
-A task is a source. If its shards hold labels (`.cls`) and `classnames.txt` lies in its folder or the one around it,
-CLIP_benchmark's layout, it is classified zero-shot; if its pictures have captions, retrieval is measured both ways.
-"""
+"""All that can be measured on a task: what `limner eval` runs."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Literal
 
-import torch
-
-from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Source
 from limner.data.reading import describe_unreadable
 from limner.data.sources.read import read_pictures
-from limner.embed import image_features
+from limner.embed import Embedded, embed_images
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row
 from limner.evaluation.retrieval import retrieval
-from limner.evaluation.tasks import Evaluation, _absolute, own_task
+from limner.evaluation.tasks import (
+    Evaluation,
+    classes_of_task,
+    name_of_task,
+    own_task,
+    place_of_task,
+    write_evaluation,
+)
 from limner.evaluation.zero_shot import Prediction, ZeroShotClassifier, classify
-from limner.files import write_json
 from limner.model.clip import CLIP
-from limner.progress import _lines, say
+from limner.progress import say
 from limner.run import RunDirectory
 from limner.store.store import load
 
@@ -33,54 +32,58 @@ def evaluate(model: CLIP, tasks: Iterable[str | Path | Source]) -> list[Row]:
     return [row for task in tasks for row in evaluate_task(model, task).rows]
 
 
-def evaluate_run(path: Path, data: Sequence[str | Path] = ()) -> list[Evaluation]:
+def evaluate_run(
+    path: str | Path,
+    data: Sequence[str | Path] = (),
+    *,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    keep: Path | None = None,
+) -> list[Evaluation]:
     """Evaluate a run or a model directory on `data`, or a run on its own test set or the pairs that it kept back.
 
-    A run's results are also written to its eval/, one file for each task.
+    A run's results are also written to its eval/, one file for each task. `device` and `precision` are those of
+    `limner.load`, `keep` is a folder for the features of images.
     """
-    run = RunDirectory(path)
-    model = load(path)
-    if data:
-        evaluations = [evaluate_task(model, task) for task in data]
-    elif run.is_finished:
-        evaluations = [evaluate_task(model, own_task(run), kept_back=run.read_config().test is None)]
-    else:
+    run = RunDirectory(Path(path))
+    if not data and not run.is_finished:
         raise ConfigError(
             f"The model {path}, which has no test set of its own,",
             must="come with pictures to measure it on",
             got="none",
             then="Give them with --data PATH.",
         )
+    model = load(path, device=device, precision=precision)
+    if data:
+        evaluations = [evaluate_task(model, task, keep=keep) for task in data]
+    else:
+        evaluations = [evaluate_task(model, own_task(run), kept_back=run.read_config().test is None, keep=keep)]
     if run.is_finished:
         for evaluation in evaluations:
-            name = f"{evaluation.task.replace('/', '-')}-{evaluation.rows[0].data[:8]}.json"
-            write_json(run.evaluations / name, asdict(evaluation))
+            write_evaluation(run, evaluation)
     return evaluations
 
 
-@torch.inference_mode()
-def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = False) -> Evaluation:
-    """Everything that can be measured on one task, a path or a source.
+def evaluate_task(
+    model: CLIP, task: str | Path | Source, *, kept_back: bool = False, keep: Path | None = None
+) -> Evaluation:
+    """Everything that can be measured on one task, a path or a source; `keep` is a folder for the features."""
+    source = task if isinstance(task, Source) else read_pictures(task)
+    return evaluate_features(model, embed_images(model, source, keep=keep), kept_back=kept_back)
 
-    Zero-shot accuracy counts the pictures with a label, retrieval those with a caption; the others are counted as
+
+def evaluate_features(model: CLIP, embedded: Embedded, *, kept_back: bool = False) -> Evaluation:
+    """Everything that can be measured on images that `model` has embedded.
+
+    Zero-shot accuracy counts the images with a label, retrieval those with a caption; the others are counted as
     skipped. `kept_back` is noted in the result: the pairs are a part of those at the path.
     """
-    source = task if isinstance(task, Source) else read_pictures(task)
-    kept, features, unreadable = image_features(model, source)
-    if unreadable:
-        say(f"Left out of the evaluation: {describe_unreadable(unreadable)}.")
-    skipped = source.skipped + Counter(unreadable.values())
-    pairs = [source[i] for i in kept]
-    about = {
-        "task": "/".join(PurePosixPath(_absolute(source.path)).with_suffix("").parts[-2:]),
-        "model": model.fingerprint or "not saved",
-        "data": source.fingerprint,
-    }
-    folder = Path(source.path) if Path(source.path).is_dir() else Path(source.path).parent
-    class_names = _lines(folder, "classnames.txt")
-    found_templates = _lines(folder, "zeroshot_classification_templates.txt")
-    templates = [line.replace("{c}", "{}") for line in found_templates] or list(DEFAULT_TEMPLATES)
-
+    source, features, pairs = embedded.source, embedded.features, embedded.pairs()
+    if embedded.unreadable:
+        say(f"Left out of the evaluation: {describe_unreadable(embedded.unreadable)}.")
+    skipped = source.skipped + Counter(one.got for one in embedded.unreadable)
+    about = {"task": name_of_task(source), "model": model.fingerprint or "not saved", "data": source.fingerprint}
+    class_names, templates = classes_of_task(source)
     rows: list[Row] = []
     predictions: list[Prediction] = []
     labelled = [i for i, pair in enumerate(pairs) if pair.label is not None] if class_names else []
@@ -102,7 +105,7 @@ def evaluate_task(model: CLIP, task: str | Path | Source, *, kept_back: bool = F
         )
     return Evaluation(
         task=about["task"],
-        data=_absolute(source.path),
+        data=place_of_task(source),
         kept_back=kept_back,
         rows=rows,
         class_names=class_names if labelled else [],

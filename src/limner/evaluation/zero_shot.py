@@ -18,33 +18,34 @@ from torch import Tensor
 
 from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Pair
+from limner.embed import embed_texts
 from limner.errors import ConfigError, DataError
-from limner.evaluation.metrics import Row, ranks, row
+from limner.evaluation.metrics import Row, ranks_of_right, share_row
 from limner.model.clip import CLIP
+from limner.objectives.table import objective
 
 if TYPE_CHECKING:
     from limner.model.clip import Picture
-
-PROMPTS_AT_ONCE = 1024
 
 
 class ZeroShotClassifier:
     """Names pictures without having been trained to: each class is the mean of its prompts' features."""
 
     def __init__(self, model: CLIP, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
-        _check(class_names, templates)
+        require_names(class_names, templates)
         self.model, self.class_names, self.templates = model, list(class_names), list(templates)
         self.weights = classifier_weights(model, class_names, templates)
 
     @torch.inference_mode()
     def scores(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
-        """Cosine similarities of features with every class."""
-        return image_features @ self.weights.T
+        """Cosine similarities of features with every class, on the features' device."""
+        return image_features @ self.weights.to(image_features.device).T
 
     @torch.inference_mode()
     def probabilities(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
-        """The softmax over the classes of the scaled similarities."""
-        return (self.model.logit_scale * self.scores(image_features)).softmax(dim=-1)
+        """How likely each class is, by the rule of the objective that the model was trained for."""
+        rule = objective(self.model.architecture.objective).probabilities
+        return rule(self.model, self.scores(image_features).to(self.model.logit_scale.device))
 
     @torch.inference_mode()
     def predict(self, images: "Tensor | Picture | Sequence[Picture]", *, top: int = 5) -> list[list[tuple[str, float]]]:
@@ -56,19 +57,17 @@ class ZeroShotClassifier:
         ]
 
 
-@torch.inference_mode()
 def classifier_weights(
     model: CLIP, class_names: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "classes embed"]:
-    """The normalised mean over templates of the normalised prompt features."""
+    """The normalised mean over templates of the normalised prompt features; on the CPU."""
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    features = torch.cat(
-        [model.encode_text(prompts[i : i + PROMPTS_AT_ONCE]) for i in range(0, len(prompts), PROMPTS_AT_ONCE)]
-    )
+    features = embed_texts(model, prompts)
     return F.normalize(features.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
 
 
-def _check(class_names: Sequence[str], templates: Sequence[str]) -> None:
+def require_names(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise `ConfigError` for class names or templates that cannot be used."""
     if not class_names:
         raise ConfigError("The class names", must="not be empty", got="none", then='Name two or more: "cat,dog".')
     # the tokenizer lower-cases, so names that differ in case only have the same features
@@ -121,12 +120,12 @@ def classify(
             got=int(labels.max()),
             then="Labels are counted from 0.",
         )
-    rank = ranks(classifier.scores(features), torch.arange(classes) == labels[:, None])
+    rank = ranks_of_right(classifier.scores(features), torch.arange(classes) == labels[:, None])
     held_out = torch.tensor([pair.held_out for pair in pairs])
-    rows = [row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
+    rows = [share_row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
     if held_out.any():
-        rows += [row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
-    probabilities = classifier.probabilities(features)
+        rows += [share_row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
+    probabilities = classifier.probabilities(features).cpu()
     found = probabilities.topk(min(TOP, classes), dim=1)
     right = probabilities[torch.arange(len(labels)), labels]
     predictions = [

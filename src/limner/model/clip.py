@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class CLIP(nn.Module):
 
     def __init__(self, architecture: Architecture, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
-        image, text = architecture.image, architecture.text
+        text = architecture.text
         if tokenizer is not None and (
             (tokenizer.vocab_size, tokenizer.context_length) != (text.vocab_size, text.context_length)
         ):
@@ -58,9 +58,8 @@ class CLIP(nn.Module):
             )
         self.architecture, self.tokenizer = architecture, tokenizer
         self.fingerprint: str | None = None
-        self.image: Any = ENCODERS[image.kind](
-            image, architecture.embed_dim, architecture.image_size, architecture.activation
-        )
+        self.locked: tuple[str, ...] = ()
+        self.image: Any = _image_encoder(architecture)
         self.text = TextEncoder(text, architecture.embed_dim, architecture.activation)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(architecture.initial_logit_scale)))
         bias = architecture.initial_logit_bias
@@ -80,6 +79,23 @@ class CLIP(nn.Module):
         """Keep the logit scale at 100 or below (paper section 2.5), after each optimizer step."""
         with torch.no_grad():
             self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    def lock(self, *towers: Literal["image", "text"]) -> None:
+        """Keep these towers as they are: no gradients, and inference mode, whatever `train` says of the rest.
+
+        So a BatchNorm in them neither counts nor uses the batch's statistics. `lock()` unlocks all.
+        """
+        self.locked = towers
+        for name in ("image", "text"):
+            getattr(self, name).requires_grad_(name not in towers)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "CLIP":
+        """torch's, but that locked towers stay in inference mode."""
+        super().train(mode)
+        for name in self.locked:
+            getattr(self, name).eval()
+        return self
 
     def recompute_blocks(self, on: bool = True) -> None:
         """Whether the blocks of both encoders keep their inputs alone for the gradient, and are run again for it.
@@ -184,6 +200,32 @@ class CLIP(nn.Module):
         import limner  # the front door, which finds it: a model is mathematics and knows no disk
 
         limner.save(self, folder, **card)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name, in the model's order: what the optimizer, the guard and the average go by."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _image_encoder(shape: Architecture) -> nn.Module:
+    kind = shape.image.kind
+    if kind not in ENCODERS:
+        raise ModelError(
+            f"The image encoder {kind!r}",
+            must=f"have a module: {', '.join(ENCODERS)} do",
+            got="none",
+            then="Add it to limner.model.clip.ENCODERS.",
+        )
+    encoder = ENCODERS[kind](shape.image, shape.embed_dim, shape.image_size, shape.activation)
+    missing = [name for name in ("encode_whole", "blocks", "dtype", "resize_grid") if not hasattr(encoder, name)]
+    if missing:
+        raise ModelError(
+            f"The image encoder {type(encoder).__name__}",
+            must="have all that limner.model.clip.ENCODERS asks for",
+            got=f"no {', '.join(missing)}",
+            then="Add it to the module.",
+        )
+    return encoder
 
 
 def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Tensor, "batch embed"]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from limner.architecture import Architecture
+from limner.data.loader import Batch
+from limner.model.clip import CLIP
 from limner.objectives.chunks import (
     CHUNK_SIZE,
     Positives,
@@ -23,6 +27,7 @@ from limner.objectives.chunks import (
     share_an_id,
     without_autocast,
 )
+from limner.objectives.objective import Objective
 from limner.objectives.ranks import Ranks, gather_features
 
 
@@ -71,8 +76,9 @@ def contrastive_loss(
 
     Raises `ConfigError` for shapes that do not fit, a chunk_size below 1 and a batch without pairs.
     """
+    ranks = Ranks(len(image_features), group, image_features.device)
     return contrastive_loss_and_accuracy(
-        image_features, text_features, logit_scale, chunk_size=chunk_size, group=group, positives=positives
+        image_features, text_features, logit_scale, ranks, chunk_size=chunk_size, positives=positives
     )[0]
 
 
@@ -80,21 +86,53 @@ def contrastive_loss_and_accuracy(
     image_features: Float[Tensor, "batch embed"],
     text_features: Float[Tensor, "batch embed"],
     logit_scale: Float[Tensor, ""],
+    ranks: Ranks | None = None,
     *,
     chunk_size: int = CHUNK_SIZE,
-    group: ProcessGroup | None = None,
     positives: Int[Tensor, "batch kinds"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """`contrastive_loss`, and the share of the global batch's pictures whose most similar caption is a right one.
+    """`contrastive_loss`, and the share of the global batch's images whose most similar caption is a right one.
 
     Of captions that are exactly as similar the first counts, so equal features are not accurate. Not differentiable.
+    `ranks` says how the global batch lies on them; None: it is all here.
     """
     check_batch(image_features, text_features, positives, chunk_size)
+    ranks = ranks or Ranks(len(image_features), None, image_features.device)
     dtype = compute_dtype(image_features, text_features)
-    ranks = Ranks(len(image_features), group, image_features.device)
     images, texts = image_features.to(dtype), gather_features(text_features, dtype, ranks)
     targets = Targets(positives, ranks, dtype, chunk_size)
     return _ContrastiveLoss.apply(images, texts, logit_scale.to(dtype), targets, chunk_size)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class Contrastive(Objective):
+    """The paper's objective: which caption of the batch belongs to each image, and which image to each caption."""
+
+    name: ClassVar[str] = "contrastive"
+    couples_pairs: ClassVar[bool] = True
+
+    def adapt(self, architecture: Architecture) -> Architecture:
+        """Nothing is added."""
+        return architecture
+
+    def encode(self, model: CLIP, batch: Batch) -> dict[str, Tensor]:
+        """Features of both encoders, and the logit scale."""
+        return {
+            "image_features": model.encode_image(batch.pixels),
+            "text_features": model.encode_text(batch.tokens),
+            "logit_scale": model.logit_scale,
+        }
+
+    def loss(self, tensors: dict[str, Tensor], batch: Batch, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
+        """`contrastive_loss`, and the accuracy in the batch."""
+        image, text, scale = (tensors[name] for name in ("image_features", "text_features", "logit_scale"))
+        positives = batch.identities.to(image.device) if self.duplicates == "positives" else None
+        value, accuracy = contrastive_loss_and_accuracy(image, text, scale, ranks, positives=positives)
+        return value, {"accuracy": accuracy}
+
+    def probabilities(self, model: CLIP, similarities: Tensor) -> Tensor:
+        """The softmax over the classes of the scaled similarities (paper section 3.1)."""
+        return (model.logit_scale * similarities).softmax(dim=-1)
 
 
 class Targets(Positives):

@@ -20,9 +20,9 @@ from limner.files import write_text
 from limner.report.html import Chart, number, percent, thumbnail
 
 CAPTIONS = 5
-"""Of a picture, at most."""
+"""Captions of a picture that are shown, at most."""
 LANGUAGES = 12
-"""That are named, at most."""
+"""Languages that are named, at most."""
 
 
 def default_file(path: str) -> Path:
@@ -36,7 +36,7 @@ def write_sheet(file: Path, findings: Findings, source: Source) -> Path:
     """Write the page about `findings`, whose pairs are numbered as in `source`. The file is whole or not there."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "number": number}
-    template = environment.from_string(files("limner.report").joinpath("sheet.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files("limner.report").joinpath("check.html").read_text(encoding="utf-8"))
     html = template.render(
         found=findings,
         charts=[Chart.of(histogram) for histogram in findings.histograms],

@@ -22,7 +22,7 @@ def examine(path: str) -> list[Check]:
             f"The model {path}",
             must="have golden vectors, which limner stores with the models that it saves",
             got="no golden.safetensors",
-            then=f"Make a directory that has them: limner convert {path} OUT",
+            then=f"Make a directory that has them: limner convert {path} --out OUT",
         )
     checks = [Check("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True)]
     for_open_clip = folder / "open_clip_model.safetensors"

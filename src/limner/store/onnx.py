@@ -124,7 +124,7 @@ def with_onnx(model: CLIP, folder: Path, *, int8: bool = False) -> CLIP:
             f"The folder {folder}",
             must=f"hold onnx/{VISION.file}{suffix}.onnx and onnx/{TEXT.file}{suffix}.onnx",
             got="a folder without them" if folder.is_dir() else "no such folder",
-            then=f"Write them with: limner convert MODEL OUT {'--int8' if int8 else '--onnx'}",
+            then=f"Write them with: limner convert MODEL --out OUT {'--int8' if int8 else '--onnx'}",
         )
     # deepcopy takes what its memo holds for copied already: the towers are replaced, not copied
     memo = {id(model.image): OnnxTower(images[0], VISION), id(model.text): OnnxTower(texts[0], TEXT)}

@@ -28,7 +28,7 @@ from jinja2 import Template
 from limner.architecture import Activation, Architecture
 from limner.config import to_json
 from limner.data.tokenizer import Tokenizer
-from limner.errors import ModelError, StorageError, require
+from limner.errors import ConfigError, ModelError, StorageError, require
 from limner.files import write_json, write_text
 from limner.model.clip import CLIP
 from limner.store import convert
@@ -177,6 +177,7 @@ def load(
     *,
     image_size: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
+    device: str = "cpu",
     activation: Activation | None = None,
     allow_pickle: bool = False,
     trust: bool = False,
@@ -190,6 +191,7 @@ def load(
             further training at a higher resolution starts (paper section 2.5).
         precision: bf16 keeps the encoders' weights in bfloat16: half the memory, faster where the machine computes in
             it, features that differ in the third decimal. The logit scale stays float32.
+        device: where the model computes, as torch names it; auto: a GPU where there is one, else the CPU.
         activation: of a weight file without a config, which does not say: quick_gelu for OpenAI's own weights.
         allow_pickle: open .pt, .pth and .bin files too, by torch's restricted unpickler (weights only).
         trust: open a TorchScript archive although it is none of OpenAI's nine.
@@ -223,7 +225,24 @@ def load(
         model.text.bfloat16()
     if image_size is not None or precision != "fp32":  # another model than the one that was read
         model.fingerprint = fingerprint(model.architecture, model.state_dict(), tokenizer)
-    return model
+    return model.to(chosen_device(device))
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device called `name`; auto: a GPU where there is one, else the CPU. Raises `ConfigError` if there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(
+            "The device",
+            must="be auto, or one that this machine and its torch have",
+            got=f"{name}: {str(error).splitlines()[0]}",
+            then="Leave it out for a GPU where there is one, or give cpu.",
+        ) from error
+    return device
 
 
 def model_folder(path: str | Path, *, allow_pickle: bool = False) -> Path:

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from limner.errors import StorageError, TrainingError
 from limner.files import read_json, write_json
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, trainable
 from limner.run import RunDirectory
 from limner.store.store import load_weights
 from limner.store.tensors import read_tensors, write_tensors
@@ -53,7 +53,7 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by their names in a checkpoint; moments are there after the first update."""
         tensors = {f"model.{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trainable(self.model).items():
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS if moment in state}
         if self.average is not None:
@@ -117,7 +117,7 @@ def _save_sharded(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
             f"The checkpoint {path}",
             must="be written whole",
             got=str(error).partition("\n")[0],
-            then="Make room; the last checkpoint stays, and limner train --resume continues from it.",
+            then="Make room; the last checkpoint stays, and limner resume RUN continues from it.",
         ) from error
     if world.rank == 0:
         write_json(partial / "state.json", {**metadata, "files": len(list(partial.glob("*.safetensors")))})
@@ -167,7 +167,7 @@ def load_checkpoint(path: Path, state: State, *, data: str | None) -> Progress:
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_weights(state.model, {n: _like(own.get(n), t) for n, t in weights.items()}, where=str(path))
     state.optimizer.state.clear()  # a checkpoint of before the first update has none
-    for name, parameter in state.model.named_parameters():
+    for name, parameter in trainable(state.model).items():
         if f"exp_avg.{name}" in tensors:
             state.optimizer.state[parameter] = {
                 "step": torch.tensor(float(metadata.get("updates", metadata["step"])), device=parameter.device),

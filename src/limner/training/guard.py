@@ -1,12 +1,13 @@
 """The guard against losses and gradients that are not finite: every step, and before the weights are touched.
 
 ```
-loss, features, norm of each gradient ─> found, 0 or 1, on the device ─> the optimizer leaves everything as it is
+loss, its tensors, norm of each gradient ─> found, 0 or 1, on the device ─> the optimizer leaves everything as it is
                                      └─> read here: at once on a CPU; on a GPU one step later, so nobody waits for it
 ```
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,12 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from limner.config import RunConfig
 from limner.errors import TrainingError
-from limner.model.clip import CLIP
-from limner.training.step import Outcome
+from limner.model.clip import CLIP, trainable
 from limner.training.world import World, local
-
-FACTS = 4
-"""Numbers of a record in front of the gradient norms: found, loss, image features finite, text features finite."""
 
 
 @dataclass(frozen=True)
@@ -32,53 +29,71 @@ class Trouble:
     where: str
 
 
+@dataclass(frozen=True)
+class Record:
+    """The numbers of a step, on their way to the host: found, loss, the flags of `tensors`, the norms of gradients."""
+
+    step: int
+    numbers: Float[Tensor, " numbers"]
+    tensors: tuple[str, ...]
+    """Names of the tensors that the loss is made of."""
+    arrived: torch.cuda.Event | None
+
+
 class Guard:
     """Measures the gradients of each step and says which step was not finite, and why."""
 
     def __init__(self, model: CLIP, world: World) -> None:
         self.model, self.world = model, world
-        self._names = [name for name, _ in model.named_parameters()]
+        parameters = trainable(model)
+        self._names = list(parameters)
         self._towers = {
-            tower: torch.tensor([i for i, n in enumerate(self._names) if n.startswith(tower)], device=world.device)
+            tower: torch.tensor(
+                [i for i, name in enumerate(self._names) if name.startswith(tower)],
+                dtype=torch.int64,
+                device=world.device,
+            )
             for tower in ("image", "text")
         }
-        parameters = list(model.parameters())
         # a sharded gradient's square is the sum over ranks; one that is whole would count once for each
-        shares = [1.0 if isinstance(parameter, DTensor) else 1 / world.size for parameter in parameters]
+        shares = [1.0 if isinstance(parameter, DTensor) else 1 / world.size for parameter in parameters.values()]
         self._shares = torch.tensor(shares, device=world.device) if min(shares) < max(shares) else None
-        self._records: list[tuple[int, Float[Tensor, " numbers"], torch.cuda.Event | None]] = []
+        self._records: list[Record] = []
 
-    def look(self, outcome: Outcome, step: int) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """(1 if anything is not finite and else 0, the L2 norms of the gradients: of each tower, and of all). Both stay
-        on the device."""
+    def look(
+        self, loss: Tensor, finite: dict[str, Tensor], step: int
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """(1 if anything is not finite and else 0; the L2 norms of the gradients, of all and of each tower).
+
+        `finite` says of each tensor that the loss is made of whether it is. All stay on the device.
+        """
         norms = self._gradient_norms()
-        finite = torch.stack(
-            [outcome.image_finite, outcome.text_finite, outcome.loss.isfinite(), norms.isfinite().all()]
-        ).float()
-        if self.world.size > 1:  # features are those of this rank
-            dist.all_reduce(finite, dist.ReduceOp.MIN)
-        found = 1 - finite.min()
-        record = torch.cat([found.view(1), outcome.loss.float().view(1), finite[:2], norms])
+        flags = torch.stack([*finite.values(), loss.isfinite(), norms.isfinite().all()]).float()
+        if self.world.size > 1:  # the tensors are those of this rank
+            dist.all_reduce(flags, dist.ReduceOp.MIN)
+        found = 1 - flags.min()
+        numbers = torch.cat([found.view(1), loss.float().view(1), flags[: len(finite)], norms])
         arrived = None
-        if record.device.type == "cuda":
-            record, arrived = record.to("cpu", non_blocking=True), torch.cuda.Event()
+        if numbers.device.type == "cuda":
+            numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
             arrived.record()
-        self._records.append((step, record, arrived))
-        parts = {"all": norms} | {tower: norms[indices] for tower, indices in self._towers.items()}
+        self._records.append(Record(step, numbers, tuple(finite), arrived))
+        parts = {"grad_norm": norms}
+        parts |= {f"grad_norm_{tower}": norms[indices] for tower, indices in self._towers.items()}
         return found, {name: part.square().sum().sqrt() for name, part in parts.items()}
 
     def trouble(self, *, wait: bool = False) -> Trouble | None:
-        """The first step not told of yet that was not finite. On a GPU the newest one is looked at with `wait` only."""
-        while self._records and (wait or self._records[0][2] is None or len(self._records) > 1):
-            step, record, arrived = self._records.pop(0)
-            if arrived is not None:
-                arrived.synchronize()
-            if record[0]:
-                return Trouble(step, f"loss {record[1].item():.4g}, {self._blame(record)}")
+        """The first step not reported yet that was not finite. On a GPU the newest is looked at with `wait` only."""
+        while self._records and (wait or self._records[0].arrived is None or len(self._records) > 1):
+            record = self._records.pop(0)
+            if record.arrived is not None:
+                record.arrived.synchronize()
+            if record.numbers[0]:
+                return Trouble(record.step, f"loss {record.numbers[1].item():.4g}, {self._blame(record)}")
         return None
 
     def forget(self) -> None:
-        """Go back in time: what was not told of yet never happened."""
+        """Go back in time: what was not reported yet never happened."""
         self._records.clear()
 
     def _gradient_norms(self) -> Float[Tensor, " parameters"]:
@@ -92,30 +107,42 @@ class Guard:
         dist.all_reduce(squares)
         return squares.sqrt()
 
-    def _blame(self, record: Float[Tensor, " numbers"]) -> str:
-        """Where the trouble starts: in a weight, else in a tower's features, else in a gradient."""
+    def _blame(self, record: Record) -> str:
+        """Where the trouble starts: in a weight, else in a tensor of the loss, else in a gradient."""
 
         def place(name: str) -> str:
-            tower = name.split(".")[0]
-            return f"the {tower} encoder, {name}" if tower in self._towers else f"the logit scale, {name}"
+            tower, _, inside = name.partition(".")
+            return f"the {tower} encoder, {name}" if inside else f"the {name.replace('_', ' ')}"
 
         for name, parameter in self.model.named_parameters():
             if not local(parameter).isfinite().all():
                 return f"first in the weights of {place(name)}"
-        for tower, finite in zip(self._towers, record[2:FACTS], strict=True):
+        _, _, *rest = record.numbers
+        for name, finite in zip(record.tensors, rest, strict=False):
             if not finite:
-                return f"first in the features of the {tower} encoder"
-        for name, norm in zip(self._names, record[FACTS:], strict=True):
+                return f"first in the {name.replace('_', ' ')}"
+        for name, norm in zip(self._names, rest[len(record.tensors) :], strict=True):
             if not norm.isfinite():
                 return f"first in the gradient of {place(name)}"
         return "first in the loss itself"
 
 
 def gradients_of(model: CLIP) -> list[Tensor]:
-    """The gradients of all parameters, in the model's order."""
-    gradients = [parameter.grad for parameter in model.parameters()]
-    assert all(gradient is not None for gradient in gradients), "every parameter takes part in every step"
-    return [gradient for gradient in gradients if gradient is not None]
+    """The gradients of all parameters that train, in the model's order.
+
+    Raises `TrainingError` if one has none: it would stay as it is without a word.
+    """
+    parameters = trainable(model)
+    gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+    if len(gradients) < len(parameters):
+        without = [name for name, parameter in parameters.items() if parameter.grad is None]
+        raise TrainingError(
+            "Every weight that trains",
+            must="take part in the loss",
+            got=f"{len(without)} that do not, such as {without[0]}",
+            then="Lock them (CLIP.lock, or requires_grad_(False)), or let the objective use them.",
+        )
+    return gradients
 
 
 def clip_gradients(model: CLIP, norm: Float[Tensor, ""], limit: float) -> None:
@@ -129,16 +156,28 @@ TROUBLES = 20
 """A run gives up after so many steps in a row that were not finite, or as many ways back to the same checkpoint."""
 
 
-def check_policy(trouble: Trouble, troubles: int, config: RunConfig) -> None:
-    """Raise `TrainingError` when a step that was not finite ends the run."""
-    if config.train.non_finite != "stop" and troubles < TROUBLES:
-        return
-    again = f", {troubles} times without getting on" if troubles > 1 else ""
-    raise TrainingError(
-        f"The loss and gradients of step {trouble.step}",
-        must="be finite",
-        got=trouble.where + again,
-        then="Lower --optim.lr, lengthen --optim.warmup-share, set --optim.clip-norm 1 or use --train.precision fp32; "
-        f"the last checkpoint stays, so limner train --resume {config.out} starts from there. "
-        "--train.non-finite skip or rewind goes on by itself.",
-    )
+class Patience:
+    """How many steps that were not finite a run puts up with (train.non_finite)."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.troubles = config, 0
+
+    def spend(self, trouble: Trouble) -> None:
+        """One more. Raises `TrainingError` when it ends the run."""
+        self.troubles += 1
+        if self.config.train.non_finite != "stop" and self.troubles < TROUBLES:
+            return
+        again = f", {self.troubles} times without getting on" if self.troubles > 1 else ""
+        raise TrainingError(
+            f"The loss and gradients of step {trouble.step}",
+            must="be finite",
+            got=trouble.where + again,
+            then="Lower --optim.lr, lengthen --optim.warmup-share, set --optim.clip-norm 1 or use --train.precision "
+            f"fp32; the last checkpoint stays, so limner resume {self.config.out} starts from there. "
+            "--train.non-finite skip or rewind goes on by itself.",
+        )
+
+    def renew(self, after: Literal["skip", "rewind"]) -> None:
+        """The run got on: by a finite step where such steps are skipped, by a checkpoint where it goes back to one."""
+        if self.config.train.non_finite == after:
+            self.troubles = 0

@@ -1,14 +1,17 @@
-"""The log of a run: metrics.jsonl and TensorBoard."""
+"""What a run says about itself on its way: the ledger of time and drops, metrics.jsonl, TensorBoard, the bar."""
 
 import json
 import resource
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from limner.data.loader import Batch
 from limner.errors import StorageError
 from limner.files import write_text
 from limner.run import RunDirectory
@@ -16,6 +19,59 @@ from limner.training.world import World
 
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
+BOOKKEEPING = {
+    *("step", "pairs", "seconds", "pairs_per_second", "peak_memory_gb", "lr", "batch", "skipped"),
+    *("loader_wait", "dropped", "dropped_for", "grad_norm_image", "grad_norm_text"),
+}
+"""Names of a line that are no curve worth looking at; the others are the objective's, and the gradient's norm."""
+
+
+class Ledger:
+    """What a run costs on its way: seconds, waits for batches, pairs that could not be used."""
+
+    def __init__(self, log: "MetricsLog | NoLog", first: int, batch_size: int) -> None:
+        self.log, self.first, self.batch_size = log, first, batch_size
+        self.seconds = log.seconds
+        """Trained so far, without the time spent on writing checkpoints."""
+        self.waited = 0.0
+        """Seconds of this process in which training waited for a batch."""
+        self.dropped = Counter[str]()
+        """Pairs of this rank since the last line of the log."""
+        self.skip_time()
+
+    def skip_time(self) -> None:
+        """What passed since the last step is not training."""
+        self._since = time.monotonic()
+
+    def take(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch."""
+        asked = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - asked
+        self.dropped += batch.dropped
+        return batch
+
+    def step_done(self) -> None:
+        """A step was taken."""
+        self.seconds += time.monotonic() - self._since
+        self.skip_time()
+
+    def dropped_so_far(self, before: Mapping[str, int], world: World) -> dict[str, int]:
+        """All ranks' pairs that could not be used, by reason, those of `before` included; here counting starts anew."""
+        total = dict(sum(world.collect(self.dropped), Counter(before)))
+        self.dropped.clear()
+        return total
+
+    def pairs_per_second(self, step: int) -> float:
+        """The speed of this process, over all ranks."""
+        return max(0, step - self.first) * self.batch_size / max(1e-9, self.seconds - self.log.seconds)
+
+    def write(self, step: int, numbers: dict[str, float], dropped: Mapping[str, int]) -> None:
+        """A line of the log about `step`."""
+        so_far = {"step": step, "pairs": step * self.batch_size, "seconds": self.seconds}
+        speed = {"pairs_per_second": self.pairs_per_second(step), "peak_memory_gb": peak_memory_gb()}
+        wait = self.waited / max(1e-9, self.seconds - self.log.seconds)
+        self.log.write({**so_far, **speed, **numbers, "loader_wait": wait, **count_of(dropped)})
 
 
 def count_of(dropped: Mapping[str, int]) -> dict[str, Any]:
@@ -25,9 +81,8 @@ def count_of(dropped: Mapping[str, int]) -> dict[str, Any]:
 
 def describe_metrics(metrics: dict[str, float], speed: float, dropped: int) -> str:
     """The facts beside the progress bar."""
-    facts = (
-        f"{speed:,.0f} pairs/s loss {metrics['loss']:.2f} acc {metrics['accuracy']:.0%} |g| {metrics['grad_norm']:.1f}"
-    )
+    accuracy = f" acc {metrics['accuracy']:.0%}" if "accuracy" in metrics else ""
+    facts = f"{speed:,.0f} pairs/s loss {metrics['loss']:.2f}{accuracy} |g| {metrics['grad_norm']:.1f}"
     return f"{facts} dropped {dropped:,}" if dropped else facts
 
 
@@ -61,7 +116,7 @@ class MetricsLog:
                 f"A line of {self._file.name}",
                 must="be written",
                 got=error.strerror or error,
-                then="Make room; the last checkpoint stays, and limner train --resume continues from it.",
+                then="Make room; the last checkpoint stays, and limner resume RUN continues from it.",
             ) from error
         for name, value in metrics.items():
             if name != "step" and isinstance(value, int | float):

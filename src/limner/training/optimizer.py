@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.config import OptimConfig, Plan
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, trainable
 from limner.training.half_adamw import HalfAdamW
 from limner.training.world import local
 
@@ -25,18 +25,17 @@ NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
 # --- a model's optimizer ---------------------------------------------------------------------------------------------
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, *, seed: int = 0) -> "torch.optim.AdamW | HalfAdamW":
+def make_optimizer(model: CLIP, config: OptimConfig, *, seed: int = 0) -> "torch.optim.AdamW | HalfAdamW":
     """AdamW for `model`; the learning rate is set in each group before each step, `seed` is the rounding's.
 
     torch's fused AdamW where all is float32, `HalfAdamW` where moments or weights are bfloat16. Both leave a step out
     when the attribute `found_inf` is a tensor float32[] of one on the parameters' device, and no host waits for it.
-    A model that is no CLIP needs beta2 and eps in `config`.
+    beta2 and eps that are not set are the paper's for the kind of image encoder.
     """
-    if isinstance(model, CLIP):
-        config = config.for_encoder(model.architecture.image)
+    config = config.for_encoder(model.architecture.image)
     assert config.beta2 is not None and config.eps is not None
     free = gains_and_biases(model)
-    named = list(model.named_parameters())
+    named = list(trainable(model).items())
     groups = [
         {"params": [parameter for name, parameter in named if name not in free], "weight_decay": config.weight_decay},
         {"params": [parameter for name, parameter in named if name in free], "weight_decay": 0.0},
@@ -93,14 +92,14 @@ class Average:
 
     def __init__(self, model: CLIP, decay: float) -> None:
         self.decay = decay
-        self._parameters = list(model.parameters())
+        self._parameters = trainable(model)
         self.weights: dict[str, Tensor] = {
-            name: parameter.detach().float().clone() for name, parameter in model.named_parameters()
+            name: parameter.detach().float().clone() for name, parameter in self._parameters.items()
         }
 
     @torch.no_grad()
     def update(self, left_out: Tensor) -> None:
         """After an optimizer step; one that was left out (1, else 0) does not count."""
         weight = (1 - self.decay) * (1 - left_out)
-        for average, parameter in zip(self.weights.values(), self._parameters, strict=True):
+        for average, parameter in zip(self.weights.values(), self._parameters.values(), strict=True):
             local(average).lerp_(local(parameter).float(), weight)

@@ -1,34 +1,173 @@
-"""From a config to everything that a training loop needs."""
+"""From a config to everything that a training loop needs: `RunConfig -> settled -> prepare -> Setup`.
+
+Whatever can be wrong with a run (its data, its settings, the directory) is found out here, before the first step.
+"""
 
 import ctypes
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from limner.architecture import architecture
-from limner.config import RunConfig
+from limner.architecture import Architecture, architecture, name_of
+from limner.config import Plan, RunConfig, resolve, to_json
+from limner.data.loader import Batch, Loader
 from limner.data.order import quality
 from limner.data.pairs import Source, describe, order_of
-from limner.data.sources.index import load
+from limner.data.reading import PATIENCE_SECONDS
 from limner.data.sources.read import absolute as absolute_data
-from limner.data.sources.read import training_pairs
+from limner.data.sources.read import read_pictures, training_pairs, write_manifest
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError
-from limner.model.clip import CLIP
+from limner.files import read_json, write_json
+from limner.model.clip import CLIP, create
+from limner.objectives.objective import Trainee
+from limner.objectives.table import objective
 from limner.run import RunDirectory
-from limner.training.world import World
+from limner.store.store import load
+from limner.training.checkpoint import Progress, State, checkpoints, continue_from, save_checkpoint
+from limner.training.guard import Guard, Trouble
+from limner.training.optimizer import Average, halve_weights, make_optimizer
+from limner.training.step import Step
+from limner.training.world import World, parallelise, share_of_rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run that is ready to take its steps."""
+
+    config: RunConfig
+    """Settled."""
+    run: RunDirectory
+    world: World
+    plan: Plan
+    source: Source
+    facts: dict[str, Any]
+    """About the data, as data.json has them."""
+    before: dict[str, Any]
+    """What data.json said before a run was resumed."""
+    expected: str | None
+    """The data's fingerprint that a checkpoint must have; None: it may have any."""
+    loader: Loader
+    state: State
+    step: Step
+    start: Progress
+    """How far the run is."""
+    is_new: bool
+    """There is no checkpoint yet."""
+
+    def batches(self, at: Progress) -> Iterator[Batch]:
+        """The batches from `at` to the end."""
+        return self.loader.batches(at.step + at.left_out, self.plan.steps + at.left_out)
+
+    def save(self, at: Progress) -> Path:
+        """Write a checkpoint."""
+        self.world.at(at.step, "saving")
+        return save_checkpoint(self.run.checkpoints, self.state, at, self.world)
+
+    def go_back(self, at: Progress, trouble: Trouble) -> Progress:
+        """Load the last checkpoint again; the batches since, up to the one that was trouble, are left out."""
+        there = continue_from(self.run, self.state, self.world, data=self.expected)
+        assert there is not None, "one was saved before the first step"
+        self.step.guard.forget()
+        return replace(there, data=at.data, left_out=trouble.step + at.left_out + 1 - there.step)
+
+
+def prepare(config: RunConfig, run: RunDirectory, world: World, *, resume: bool, other_data: bool) -> Setup:
+    """Make everything ready for the settled `config` on this rank, and write what the run directory begins with."""
+    assert isinstance(config.model, Architecture)
+    source, facts = pairs_of(config, world)
+    plan = resolve(config, pairs=facts["order"]["pairs"])
+    share = share_of_rank(config.train.batch_size, world)
+    dtype, reason = choose_precision(config, world.device)
+    if config.test is not None:
+        read_pictures(config.test)  # so that a wrong path is not found out after the training
+    started = resume and bool(checkpoints(run.checkpoints))
+    base = None if config.init is None or started else starting_model(config)
+    tokenizer = run_tokenizer(config, run, source, base, world, resume=resume)
+
+    if world.device.type == "cpu":
+        keep_freed_memory()
+    model = create(config.model, tokenizer=tokenizer, seed=config.seed) if base is None else base
+    model = model.to(world.device).train()
+    model.recompute_blocks(config.train.recompute_blocks)
+    halve_weights(model, config.optim.bf16_weights)
+    replica = parallelise(
+        Trainee(model, objective(config.train.objective, config.train.duplicates)), config.train.parallel, world
+    )
+    optimizer = make_optimizer(model, config.optim, seed=config.seed)
+    average = None if config.optim.ema_decay is None else Average(model, config.optim.ema_decay)
+    state = State(model, optimizer, average)
+    expected = None if other_data else source.fingerprint
+    saved = continue_from(run, state, world, data=expected) if resume else None
+    at = replace(saved or Progress(step=0, left_out=0, data="", dropped={}), data=source.fingerprint)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    ranks = f"{world.size} ranks of {share} pairs, " if world.size > 1 else ""
+    world.say(
+        f"{name_of(config.model)}, {parameters / 1e6:.1f} M parameters, {reason}, {ranks}{plan.steps} steps from "
+        f"step {at.step}."
+    )
+    before: dict[str, Any] = read_json(run.data) if saved is not None and run.data.exists() else {}
+    if world.rank == 0:
+        write_json(run.config, to_json(config))
+        run.describe_environment()
+        reported = {name: before[name] for name in ("unreadable", "captions_cut") if name in before}
+        write_json(run.data, {**facts, "dropped": at.dropped, **reported})
+        write_manifest(run.manifest, source)
+    world.barrier()
+
+    loader = Loader(
+        source,
+        tokenizer,
+        images=config.images,
+        image_size=config.model.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        cache_mb=config.cache_mb,
+        rank=world.rank,
+        ranks=world.size,
+        workers=config.workers,
+        # before the watch over ranks ends the job, for this message says more
+        patience_seconds=min(PATIENCE_SECONDS, 0.75 * config.train.patience_seconds if world.size > 1 else 1e9),
+    )
+    step = Step(
+        replica=replica,
+        optimizer=optimizer,
+        guard=Guard(model, world),
+        optim=config.optim,
+        plan=plan,
+        dtype=dtype,
+        pieces=-(-share // (config.train.micro_batch or share)),  # rounded up
+        world=world,
+    )
+    return Setup(
+        config=config,
+        run=run,
+        world=world,
+        plan=plan,
+        source=source,
+        facts=facts,
+        before=before,
+        expected=expected,
+        loader=loader,
+        state=state,
+        step=step,
+        start=at,
+        is_new=saved is None,
+    )
 
 
 def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
     """The pairs to train on, and what data.json says about them. Raises `DataError` if too many cannot be used."""
-    source = training_pairs(config)
+    assert config.data is not None
+    holdout = config.holdout if config.test is None else 0.0
+    source = training_pairs(config.data, config.data_weights, holdout=holdout)
     if fault := too_many_dropped(source.skipped, source.skipped.total() + len(source), config):
         raise fault
     order = quality(order_of(source, config.seed))
@@ -50,15 +189,15 @@ def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """`config` as a run keeps it: its paths mean the same wherever the next command is run, and what depends on the
-    encoder's family is filled in."""
+    """`config` as a run keeps it, whole: its paths mean the same wherever the next command is run, its model is an
+    architecture with what the objective adds, and what depends on the kind of encoder is filled in."""
     paths = {name: getattr(config, name) for name in ("out", "init")}
     absolute = {name: path.resolve() for name, path in paths.items() if path is not None}
     absolute |= {name: absolute_data(path) for name in ("data", "test") if (path := getattr(config, name)) is not None}
     if config.tokenizer not in (None, "openai"):
         absolute["tokenizer"] = str(Path(config.tokenizer).resolve())
-    optim = config.optim.for_encoder(architecture(config.model).image)
-    return replace(config, **absolute, optim=optim)
+    model = objective(config.train.objective).adapt(architecture(config.model))
+    return replace(config, **absolute, model=model, optim=config.optim.for_encoder(model.image))
 
 
 def run_tokenizer(
@@ -83,14 +222,15 @@ def run_tokenizer(
 
 def starting_model(config: RunConfig) -> CLIP:
     """The model that `config.init` names, for the pictures that the run is about."""
-    assert config.init is not None
-    wanted = architecture(config.model)
+    assert config.init is not None and isinstance(config.model, Architecture)
+    wanted = config.model
     base = load(config.init, image_size=wanted.image_size)
     got = base.architecture
     if base.tokenizer is None or replace(wanted, text=replace(wanted.text, vocab_size=got.text.vocab_size)) != got:
         raise ConfigError(
             f"The model {config.init} to start from",
-            must=f"be a {config.model} with a tokenizer; pictures and vocabulary may be of another size",
+            must=f"be a {name_of(wanted)} for the {wanted.objective} objective, with a tokenizer; pictures and "
+            "vocabulary may be of another size",
             got=f"{got}, tokenizer: {base.tokenizer is not None}",
             then="Set --model to its architecture, or leave --init out.",
         )
@@ -126,7 +266,7 @@ def too_many_dropped(dropped: Mapping[str, int], seen: int, config: RunConfig) -
     if count <= config.max_dropped * seen:
         return None
     run = RunDirectory(config.out or Path())
-    command = f"limner train --resume {shlex.quote(str(run.path))} " if run.config.exists() else ""
+    command = f"limner resume {shlex.quote(str(run.path))} " if run.config.exists() else ""
     return DataError(
         f"The pairs of {config.data}",
         must=f"be usable but for {config.max_dropped:.1%} of them",

@@ -1,6 +1,7 @@
 """The gradient of one batch, however large: `pairs -> features -> loss -> gradient of every weight`.
 
-What fits in memory goes through at once. Otherwise the gradient is cached (Gao et al. 2021, GradCache), which is exact:
+What fits in memory goes through at once. Otherwise, if the objective does not couple the pairs of a batch, gradients of
+its parts are added up; if it does, the gradient is cached (Gao et al. 2021, GradCache), which is exact:
 
 ```
 1. for each micro-batch, without a graph:  pairs ─> features                         all features, N x embed, are kept
@@ -15,19 +16,64 @@ ran twice. For models without BatchNorm the result is that of the whole batch at
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limner.config import OptimConfig, Plan
 from limner.data.loader import Batch
-from limner.model.clip import CLIP
+from limner.objectives.objective import Trainee
+from limner.objectives.ranks import Ranks
+from limner.training.guard import Guard, clip_gradients
+from limner.training.optimizer import lr_share
 from limner.training.world import World, average_gradients, local_gradients
 
-LossAndAccuracy = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(image features, text features, logit scale) -> (loss, accuracy), both of the global batch."""
+# --- a step ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of training, made once for a run: `batch -> gradient -> update`.
+
+    The weights stay as they are when the loss or a gradient is not finite; the guard knows.
+    """
+
+    replica: nn.Module
+    """The trainee, or DDP around it."""
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    optim: OptimConfig
+    plan: Plan
+    dtype: torch.dtype
+    """What the encoders compute in."""
+    pieces: int
+    """Micro-batches of each rank's share."""
+    world: World
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, float | Tensor]:
+        """Train on `batch`. Returns what is worth a line in the log, by name, still on the device."""
+        lr = self.optim.lr * lr_share(step, self.plan)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        outcome = backward(self.replica, batch, pieces=self.pieces, dtype=self.dtype, world=self.world, step=step)
+        self.world.at(step, "update")
+        found, norms = self.guard.look(outcome.loss, outcome.finite, step)
+        if self.optim.clip_norm is not None:
+            clip_gradients(self.guard.model, norms["grad_norm"], self.optim.clip_norm)
+        # what torch's GradScaler sets: the optimizers look at it on the device and leave everything as it is
+        self.optimizer.found_inf, self.optimizer.grad_scale = found, None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        outcome.statistics.advance(self.world, found)
+        self.guard.model.clip_logit_scale()
+        facts = {"lr": lr, "batch": len(batch.pixels), "skipped": found}
+        return {"loss": outcome.loss, **outcome.metrics, **norms, **outcome.scalars, **facts}
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -35,78 +81,135 @@ class Outcome:
     """What a batch gave, as tensors on the device: reading one waits for the device."""
 
     loss: Tensor
-    accuracy: Tensor
-    logit_scale: Tensor
-    image_finite: Tensor
-    """Whether every image feature of this rank is finite."""
-    text_finite: Tensor
+    """Of the global batch."""
+    metrics: dict[str, Tensor]
+    """What else the objective measured."""
+    scalars: dict[str, Tensor]
+    """The model's own numbers in the loss, such as the logit scale."""
+    finite: dict[str, Tensor]
+    """For each tensor that the loss is made of, whether all of this rank's numbers are finite."""
     statistics: "RunningStatistics"
     """BatchNorm's, which advance once it is known that the step counts."""
 
 
-def backward(
-    replica: nn.Module,
-    batch: Batch,
-    loss: LossAndAccuracy,
-    *,
-    pieces: int,
-    dtype: torch.dtype,
-    world: World,
-    step: int = 0,
-) -> Outcome:
-    """Add the gradient of `loss` on `batch` to the parameters' `.grad`, computing `pieces` micro-batches in turn.
+Encode = Callable[[Batch, str], dict[str, Tensor]]
+"""(part of a batch, stage for the watch) -> what the objective's loss is made of."""
 
-    `replica` is the model, or its DDP wrapper; `dtype` is what the encoders compute in. `pieces` is the same on all
+
+def backward(
+    replica: nn.Module, batch: Batch, *, pieces: int, dtype: torch.dtype, world: World, step: int = 0
+) -> Outcome:
+    """Add the gradient of the objective on `batch` to the parameters' `.grad`, computing `pieces` parts of it in turn.
+
+    `replica` is a trainee, or DDP around it; `dtype` is what the encoders compute in. `pieces` is the same on all
     ranks, and gradients are averaged over them.
     """
-    model = replica.module if isinstance(replica, nn.parallel.DistributedDataParallel) else replica
-    assert isinstance(model, CLIP)
+    trainee = replica.module if isinstance(replica, nn.parallel.DistributedDataParallel) else replica
+    assert isinstance(trainee, Trainee)
+    model, objective = trainee.model, trainee.objective
     device = model.log_logit_scale.device
-    pixels = batch.pixels.tensor_split(min(pieces, len(batch.pixels)))
-    tokens = batch.tokens.tensor_split(len(pixels))
+    ranks = Ranks(len(batch.pixels), world.group, device)
     statistics = RunningStatistics(model)
 
-    def encode(piece: int, stage: str = "encoding") -> tuple[Tensor, Tensor, Tensor]:
+    def encode(part: Batch, stage: str) -> dict[str, Tensor]:
         world.at(step, stage)
         with statistics.of_a_piece(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return replica(pixels[piece], tokens[piece])
+            return replica(part)
 
-    if pieces == 1:
-        image, text, scale = encode(0)
+    def loss_of(tensors: dict[str, Tensor], part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         world.at(step, "loss")
-        value, accuracy = loss(image, text, scale)
+        loss, metrics = objective.loss(tensors, part, ranks)
         world.at(step, "backward")
-        value.backward()
-    else:
-        random_states, features = [], []
-        for piece in range(len(pixels)):
-            random_states.append(random_state(device))
-            with torch.no_grad():
-                features.append(encode(piece))
-        image, text = (torch.cat(part).requires_grad_() for part in list(zip(*features, strict=True))[:2])
-        scale = features[0][2].detach().requires_grad_()
-        del features
-        world.at(step, "loss")
-        value, accuracy = loss(image, text, scale)
-        value.backward()
-        assert image.grad is not None and text.grad is not None
-        image_grads, text_grads = image.grad.tensor_split(len(pixels)), text.grad.tensor_split(len(pixels))
+        return loss, metrics
+
+    local = local_gradients(replica) if pieces > 1 else nullcontext()
+    if pieces > 1:
         accumulate_in_float32(model)
-        for piece in range(len(pixels)):
-            with local_gradients(replica), replayed(random_states[piece], device):
-                image_part, text_part, _ = encode(piece, "backward")
-                torch.autograd.backward((image_part, text_part), (image_grads[piece], text_grads[piece]))
-        model.logit_scale.backward(scale.grad)
-    if model is replica or pieces > 1:  # else DDP has averaged them
+    parts = micro_batches(batch, pieces)
+    with local:
+        if pieces > 1 and objective.couples_pairs:
+            loss, metrics, tensors = cached_backward(encode, loss_of, batch, parts, device)
+        elif objective.couples_pairs:
+            tensors = encode(batch, "encoding")
+            loss, metrics = loss_of(tensors, batch)
+            loss.backward()
+        else:
+            loss, metrics, tensors = accumulated_backward(encode, loss_of, parts, ranks)
+    if trainee is replica or pieces > 1:  # else DDP has averaged them
         average_gradients(model, world)
     return Outcome(
-        loss=value.detach(),
-        accuracy=accuracy,
-        logit_scale=scale.detach(),
-        image_finite=image.detach().isfinite().all(),
-        text_finite=text.detach().isfinite().all(),
+        loss=loss.detach(),
+        metrics=metrics,
+        scalars={name: tensor.detach() for name, tensor in tensors.items() if tensor.ndim == 0},
+        finite={name: tensor.detach().isfinite().all() for name, tensor in tensors.items() if tensor.ndim},
         statistics=statistics,
     )
+
+
+def cached_backward(
+    encode: Encode, loss_of: Callable[..., Any], batch: Batch, parts: list[Batch], device: torch.device
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """(loss, metrics, tensors) of a batch whose pairs are coupled, by the three steps of the module's docstring."""
+    states, encoded = [], []
+    for part in parts:
+        states.append(random_state(device))
+        with torch.no_grad():
+            encoded.append(encode(part, "encoding"))
+    tensors = {
+        name: (torch.cat([each[name] for each in encoded]) if tensor.ndim else tensor).detach()
+        for name, tensor in encoded[0].items()
+    }
+    del encoded
+    for tensor in tensors.values():
+        tensor.requires_grad_(tensor.is_floating_point())
+    loss, metrics = loss_of(tensors, batch)
+    loss.backward()
+    for number, part in enumerate(parts):
+        with replayed(states[number], device):
+            outputs, gradients = [], []
+            for name, output in encode(part, "backward").items():
+                gradient = tensors[name].grad
+                # the gradient of a number of the model goes back once, with the last part
+                is_due = output.ndim or number == len(parts) - 1
+                if gradient is not None and output.requires_grad and is_due:
+                    outputs.append(output)
+                    gradients.append(gradient.tensor_split(len(parts))[number] if output.ndim else gradient)
+            torch.autograd.backward(outputs, gradients)
+    return loss, metrics, tensors
+
+
+def accumulated_backward(
+    encode: Encode, loss_of: Callable[..., Any], parts: list[Batch], ranks: Ranks
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """(loss, metrics, tensors) of a batch whose pairs are not coupled: its parts' gradients are added up.
+
+    A part counts by its pairs. DDP and FSDP take the mean over ranks, which is why each counts as often as there are
+    ranks.
+    """
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, list[Tensor]] = {}
+    for part in parts:
+        tensors = encode(part, "encoding")
+        loss, metrics = loss_of(tensors, part)
+        weight = len(part.pixels) * ranks.world_size / ranks.global_batch
+        loss.backward(torch.full_like(loss, weight))
+        for name, number in {"": loss, **metrics}.items():
+            share = number.detach() * weight / ranks.world_size
+            sums[name] = sums[name] + share if name in sums else share
+        for name, tensor in tensors.items():
+            rows.setdefault(name, []).append(tensor.detach())
+    sums = {name: ranks.sum(total.clone()) for name, total in sums.items()}
+    loss = sums.pop("")
+    return loss, sums, {name: torch.cat(each) if each[0].ndim else each[0] for name, each in rows.items()}
+
+
+def micro_batches(batch: Batch, pieces: int) -> list[Batch]:
+    """`batch` in `pieces` parts of about the same size; fewer if it has fewer pairs."""
+    pixels = batch.pixels.tensor_split(min(pieces, len(batch.pixels)))
+    tokens, identities = (tensor.tensor_split(len(pixels)) for tensor in (batch.tokens, batch.identities))
+    ends = torch.tensor([len(part) for part in pixels]).cumsum(0).tolist()
+    keys = [batch.keys[end - len(part) : end] for part, end in zip(pixels, ends, strict=True)]
+    return [Batch(*part) for part in zip(pixels, tokens, keys, identities, strict=True)]
 
 
 def accumulate_in_float32(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 STAGES = ("preparing", "reading pairs", "encoding", "loss", "backward", "update", "agreeing", "saving", "finished")
 """What a rank does in a step, in this order."""
@@ -120,7 +120,7 @@ def find_lost(heard: dict[int, tuple[dict[str, Any], float]], *, size: int, pati
             return "the start"
         return "the end" if place["stage"] == "finished" else f"step {place['step']}, {place['stage']}"
 
-    ends = "limner train --resume RUN continues from the last checkpoint; torchrun --max-restarts 3 does so by itself."
+    ends = "limner resume RUN continues from the last checkpoint; torchrun --max-restarts 3 does so by itself."
     for rank, (place, silent) in heard.items():
         if "lost" in place:
             return place["lost"]

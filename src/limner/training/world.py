@@ -29,8 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from limner.errors import ConfigError
 from limner.model.clip import CLIP
-from limner.model.resnet import Bottleneck
-from limner.model.transformer import Block
+from limner.model.transformer import Blocks
+from limner.objectives.objective import Trainee
 from limner.progress import say
 from limner.training.watch import Watch
 
@@ -129,7 +129,7 @@ def world(patience_seconds: float) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def check_share(batch_size: int, world: World) -> int:
+def share_of_rank(batch_size: int, world: World) -> int:
     """The pairs of a batch that each rank takes."""
     if batch_size % world.size:
         raise ConfigError(
@@ -144,26 +144,27 @@ def check_share(batch_size: int, world: World) -> int:
 # --- weights on ranks ------------------------------------------------------------------------------------------------
 
 
-def parallelise(model: CLIP, parallel: Literal["ddp", "fsdp"], world: World) -> nn.Module:
-    """`model` as something to call whose gradients are averaged over ranks.
+def parallelise(trainee: Trainee, parallel: Literal["ddp", "fsdp"], world: World) -> nn.Module:
+    """`trainee` as something to call whose gradients are averaged over ranks.
 
-    ddp: a wrapper around `model`, which stays whole on every rank. fsdp: `model` itself, whose parameters become
-    DTensors, each block's gathered when it is due. The logit scale, one number, stays whole.
+    ddp: a wrapper around it, which stays whole on every rank. fsdp: `trainee` itself, whose parameters become DTensors,
+    each block's gathered when it is due. Single numbers, such as the logit scale, stay whole.
     """
     if world.size == 1:
-        return model
+        return trainee
     if parallel == "ddp":
         # BatchNorm's statistics are averaged once a step (training/step.py), not sent from rank 0
-        return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP shards nothing else
+        return DistributedDataParallel(trainee, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    trainee.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP shards nothing else
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for module in model.modules():
-        if isinstance(module, Block | Bottleneck):
-            fully_shard(module, mesh=mesh)
-            if isinstance(module, Block):
-                register_fsdp_forward_method(module, "only")
-    fully_shard(model, mesh=mesh, ignored_params={model.log_logit_scale})
-    return model
+    for blocks in [module for module in trainee.modules() if isinstance(module, Blocks)]:
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+            if hasattr(block, "only"):
+                register_fsdp_forward_method(block, "only")
+    numbers = {parameter for parameter in trainee.parameters() if parameter.ndim == 0}
+    fully_shard(trainee, mesh=mesh, ignored_params=numbers)
+    return trainee
 
 
 def local_gradients(replica: nn.Module) -> AbstractContextManager[None]:

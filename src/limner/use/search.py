@@ -1,21 +1,19 @@
-"""Finding pictures by a sentence: exact cosine similarity of its feature with every picture's."""
+"""Finding images by a sentence: exact cosine similarity of its feature with every image's."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from limner.data.pairs import describe
 from limner.data.reading import describe_unreadable
 from limner.data.sources.read import read_pictures
-from limner.embed import image_features
+from limner.embed import Embedded, embed_images, embed_texts
 from limner.model.clip import CLIP
 from limner.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A picture that was found."""
+    """An image that was found."""
 
     key: str
     """Its path below the folder, or its key in a shard."""
@@ -25,16 +23,24 @@ class Hit:
     """Cosine similarity with the query."""
 
 
-@torch.inference_mode()
-def find(model: CLIP, folder: str | Path, query: str, *, top: int = 10) -> list[Hit]:
-    """The `top` pictures of a folder, list or shards that `query` describes best, the best first."""
-    source = read_pictures(folder)
-    kept, features, unreadable = image_features(model, source)
-    if source.skipped or unreadable:
-        say(f"Not searched: {describe(source.skipped)}; {describe_unreadable(unreadable)}.")
-    similarity = (features @ model.encode_text(query).T).squeeze(1)
-    best = similarity.topk(min(top, len(kept)))
+def find(model: CLIP, data: str | Path, query: str, *, top: int = 10, keep: Path | None = None) -> list[Hit]:
+    """The `top` images of a folder, list or shards that `query` describes best, the best first.
+
+    `keep` is a folder for the images' features, so that the next search need not make them again.
+    """
+    embedded = embed_images(model, read_pictures(data), keep=keep)
+    source = embedded.source
+    if source.skipped or embedded.unreadable:
+        say(f"Not searched: {describe(source.skipped)}; {describe_unreadable(embedded.unreadable)}.")
+    return find_among(model, embedded, query, top=top)
+
+
+def find_among(model: CLIP, embedded: Embedded, query: str, *, top: int = 10) -> list[Hit]:
+    """The `top` of the images that `model` has embedded which `query` describes best, the best first."""
+    similarity = (embedded.features @ embed_texts(model, [query]).T).squeeze(1)
+    best = similarity.topk(min(top, len(embedded.indices)))
+    pairs = [embedded.source[embedded.indices[i]] for i in best.indices.tolist()]
     return [
-        Hit(key=source[kept[i]].key, path=str(source[kept[i]].path), similarity=value)
-        for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        Hit(key=pair.key, path=str(pair.path), similarity=value)
+        for pair, value in zip(pairs, best.values.tolist(), strict=True)
     ]

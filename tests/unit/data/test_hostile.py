@@ -16,13 +16,12 @@ from typing import IO, Any
 
 import pytest
 
-from hostile import CASES, GOOD, encoded, is_as, member, pair, shard, through
+from helpers.hostile import CASES, GOOD, encoded, is_as, member, pair, shard, through
 from limner.config import ImageConfig
-from limner.data import loader
-from limner.data import reading as workers
+from limner.data import loader, reading
 from limner.data.loader import Loader
 from limner.data.pairs import Pair, Source
-from limner.data.sources import index
+from limner.data.sources import index, shards
 from limner.data.sources.read import read_pairs
 from limner.data.sources.tar import members
 from limner.data.tokenizer import Tokenizer
@@ -63,7 +62,7 @@ def cases() -> list[object]:
 def test_what_is_hostile_is_counted_or_told(
     name: str, outer: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loader, "READ_AGAIN", (0.0,))
+    monkeypatch.setattr(reading, "READ_AGAIN", (0.0,))
     before = tree(outer)
     expected = CASES[name](outer / "data", False)
     for _ in range(2):  # with an index to build, then with one that is there
@@ -85,13 +84,13 @@ def test_an_index_that_is_a_fifo_is_not_waited_for(outer: Path):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of tenths of a second."""
-    for module, name, seconds in (
-        (loader, "DEADLINE_SECONDS", 0.2),
-        (loader, "READ_AGAIN", (0.0,)),
-        (workers, "LOOK_SECONDS", 0.05),
-        (workers, "CLOSE_SECONDS", 0.1),
+    for name, seconds in (
+        ("DEADLINE_SECONDS", 0.2),
+        ("READ_AGAIN", (0.0,)),
+        ("LOOK_SECONDS", 0.05),
+        ("CLOSE_SECONDS", 0.1),
     ):
-        monkeypatch.setattr(module, name, seconds)
+        monkeypatch.setattr(reading, name, seconds)
 
 
 def loader_of(source: Source, tokenizer: Tokenizer, **changes: Any) -> Loader:
@@ -145,14 +144,14 @@ def test_a_shard_that_changes_after_it_was_indexed_is_an_error_that_says_so(
 
 
 def test_a_shard_that_grows_while_it_is_indexed_is_indexed_again(outer: Path, monkeypatch: pytest.MonkeyPatch):
-    path, hashed = shard(outer / "data"), index.sha256_of
+    path, hashed = shard(outer / "data"), shards.sha256_of
 
     def growing(file: Path) -> str:
-        monkeypatch.setattr(index, "sha256_of", hashed)
+        monkeypatch.setattr(shards, "sha256_of", hashed)
         shard(outer / "data", pair("late", encoded("JPEG")))
         return hashed(file)
 
-    monkeypatch.setattr(index, "sha256_of", growing)
+    monkeypatch.setattr(shards, "sha256_of", growing)
     read_pairs(path)
     assert len(read_pairs(path)) == GOOD + 1
 
@@ -160,14 +159,14 @@ def test_a_shard_that_grows_while_it_is_indexed_is_indexed_again(outer: Path, mo
 def test_a_shard_that_cannot_be_read_is_told_and_the_others_are_used(outer: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("0.tar", "1.tar"):
         shard(outer / "data", name=name)
-    real = index.members
+    real = shards.members
 
-    def failing(file: IO[bytes], noted: Counter[str]) -> Iterator[index.Member]:
+    def failing(file: IO[bytes], noted: Counter[str]) -> Iterator[shards.Member]:
         if Path(file.name).name == "1.tar":
             raise OSError(5, "Input/output error")
         return real(file, noted)
 
-    monkeypatch.setattr(index, "members", failing)
+    monkeypatch.setattr(shards, "members", failing)
     source = read_pairs(outer / "data")
     assert len(source) == GOOD and source.noted.total() == 1
 
@@ -244,7 +243,7 @@ def test_a_picture_that_takes_for_ever_is_left_out_and_the_rest_goes_on(
     stand_still(monkeypatch, gate, keys_of(2))
     batches = list(seen.batches(0, 3))
     assert all(batch.dropped.total() == 2 and len(batch.keys) == GOOD for batch in batches)
-    assert set(batches[0].dropped) == {loader.LATE}
+    assert set(batches[0].dropped) == {reading.LATE}
 
 
 def test_a_picture_that_took_for_ever_is_not_tried_again(
@@ -253,7 +252,7 @@ def test_a_picture_that_took_for_ever_is_not_tried_again(
     seen = loader_of(source_with(outer, 1), tokenizer, patience_seconds=20.0)
     came = stand_still(monkeypatch, gate, keys_of(1))
     for step in range(3):
-        assert next(seen.batches(step, step + 1)).dropped == {loader.LATE: 1}
+        assert next(seen.batches(step, step + 1)).dropped == {reading.LATE: 1}
     assert came["slow-0"] == 1 and list(seen.unreadable) == ["slow-0"]
 
 
@@ -261,9 +260,9 @@ def test_many_pictures_that_take_for_ever_are_left_out(
     outer: Path, tokenizer: Tokenizer, quick: None, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ):
     """With one worker they take longer together than anything is waited for."""
-    seen = loader_of(source_with(outer, 6), tokenizer, workers=1, patience_seconds=0.7)
-    stand_still(monkeypatch, gate, keys_of(6))
-    assert next(seen.batches(0, 1)).dropped == {loader.LATE: 6}
+    seen = loader_of(source_with(outer, 4), tokenizer, workers=1, patience_seconds=0.6)
+    stand_still(monkeypatch, gate, keys_of(4))
+    assert next(seen.batches(0, 1)).dropped == {reading.LATE: 4}
 
 
 @pytest.mark.parametrize("number", [1, 2, GOOD])
@@ -282,15 +281,14 @@ def test_a_process_ends_although_its_reads_do_not(outer: Path):
     shard(outer / "data")
     code = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from hostile import through
-from limner.data import loader
-from limner.data import reading as workers
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from helpers.hostile import through
+from limner.data import loader, reading
 from limner.data.tokenizer import Tokenizer
 from limner.data.pairs import Pair
 Pair.read = lambda pair: time.sleep(600)
 loader.Loader.__init__.__kwdefaults__["patience_seconds"] = 0.3
-workers.CLOSE_SECONDS = 0.1
+reading.CLOSE_SECONDS = 0.1
 told = through({str(outer / "data")!r}, Tokenizer.train(["a dog"] * 3, vocab_size=600))
 print(told["error"])
 """

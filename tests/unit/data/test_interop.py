@@ -127,7 +127,7 @@ def test_datasets_parquet(dataset: Any, tmp_path: Path, picture: Callable[..., b
 
 # --- written by img2dataset ------------------------------------------------------------------------------------------
 
-SHARD_ROWS = 250
+SHARD_ROWS = 80
 
 
 def img2dataset(folder: Path, shard: int, content: bytes) -> None:

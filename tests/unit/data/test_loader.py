@@ -1,3 +1,4 @@
+import io
 import threading
 from collections import Counter
 from pathlib import Path
@@ -6,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from limner.config import ImageConfig
 from limner.data import loader as module
-from limner.data import reading as workers
-from limner.data.decode import centre_crop, decode
+from limner.data import reading
+from limner.data.decode import decode
 from limner.data.loader import Loader
 from limner.data.pairs import Pair
-from limner.data.reading import read_centre
 from limner.data.sources.read import read_pairs
 from limner.data.tokenizer import Tokenizer
-from limner.data.write import repack
+from limner.data.write import Sample, write_shards
 from limner.errors import DataError
 
 
@@ -72,26 +73,27 @@ def test_nothing_readable_is_an_error(folder_of_pairs: Path, tokenizer: Tokenize
         loader(folder_of_pairs, tokenizer).batch(0)
 
 
-def test_read_centre(folder_of_pairs: Path):
-    (folder_of_pairs / "03.png").write_bytes(b"not a picture")
-    source = read_pairs(folder_of_pairs)
-    batches = list(read_centre(source, 24, batch_size=16))
-    assert [i for indices, _, _ in batches for i in indices] == [i for i in range(40) if i != 3]
-    assert [bad for _, _, bad in batches] == [{"03.png": "13 bytes of another format"}, {}, {}]
-    expected = centre_crop(decode(source[20].read(), 24), 24)
-    assert torch.equal(batches[1][1][4], torch.from_numpy(expected.copy()).permute(2, 0, 1))
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs in five shards."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 40, 3), dtype=np.uint8)
+    samples = (
+        Sample(picture=png(picture), extension="png", width=40, height=30, captions=(f"picture number {i}",), record={})
+        for i, picture in enumerate(pixels)
+    )
+    folder = tmp_path_factory.mktemp("loader") / "shards"
+    write_shards(samples, folder, origin={}, per_shard=9)
+    return folder
 
 
-def in_shards(folder: Path, tmp_path: Path, *, per_shard: int = 9) -> Path:
-    repack(read_pairs(folder), tmp_path / "shards", per_shard=per_shard)
-    return tmp_path / "shards"
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_batches_do_not_depend_on_the_number_of_workers(
-    folder_of_pairs: Path, tmp_path: Path, tokenizer: Tokenizer, workers: int
-):
-    shards = in_shards(folder_of_pairs, tmp_path)
+def test_batches_do_not_depend_on_the_number_of_workers(shards: Path, tokenizer: Tokenizer, workers: int):
     alone = loader(shards, tokenizer, cache_mb=0)
     for step, batch in enumerate(loader(shards, tokenizer, workers=workers, cache_mb=0).batches(2, 7), start=2):
         expected = alone.batch(step)
@@ -100,8 +102,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_share_each_global_batch(folder_of_pairs: Path, tmp_path: Path, tokenizer: Tokenizer, ranks: int):
-    shards = in_shards(folder_of_pairs, tmp_path)
+def test_ranks_share_each_global_batch(shards: Path, tokenizer: Tokenizer, ranks: int):
     alone = loader(shards, tokenizer)
     parts = [loader(shards, tokenizer, rank=rank, ranks=ranks) for rank in range(ranks)]
     for step in range(5):
@@ -136,9 +137,9 @@ def test_a_picture_that_takes_too_long_is_left_out(
         return plain(content, *args, **settings)
 
     monkeypatch.setattr(module, "decode", stuck)
-    monkeypatch.setattr(module, "DEADLINE_SECONDS", 0.5)
-    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(workers, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(reading, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(reading, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(reading, "CLOSE_SECONDS", 0.1)
     batches = list(loader(folder_of_pairs, tokenizer, workers=1).batches(0, 5))
     over.set()
     assert [len(batch.keys) for batch in batches].count(15) == 2
@@ -150,7 +151,7 @@ def test_a_loader_that_stands_still_says_where(
 ):
     over = threading.Event()
     monkeypatch.setattr(Pair, "read", lambda pair: over.wait(30))
-    monkeypatch.setattr(workers, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(reading, "CLOSE_SECONDS", 0.1)
     stuck = loader(folder_of_pairs, tokenizer, workers=2)
     stuck.patience_seconds = 0.5
     with pytest.raises(
@@ -180,8 +181,7 @@ def test_threads_end_and_leave_torchs_own_as_they_were(folder_of_pairs: Path, to
     assert not set(threading.enumerate()) - threads and torch.get_num_threads() == before
 
 
-def test_a_mixture_is_loaded_by_its_weights(folder_of_pairs: Path, tmp_path: Path, tokenizer: Tokenizer):
-    shards = in_shards(folder_of_pairs, tmp_path)
+def test_a_mixture_is_loaded_by_its_weights(folder_of_pairs: Path, shards: Path, tokenizer: Tokenizer):
     source = read_pairs(f"{folder_of_pairs}::{shards}", weights=(1.0, 2.0))
     seen = Loader(source, tokenizer, images=ImageConfig(resize=28), image_size=24, batch_size=40, seed=0, cache_mb=100)
     keys = [key for batch in seen.batches(0, 3) for key in batch.keys]

@@ -3,7 +3,6 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,8 +14,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from helpers.tars import pairs, tar
 from limner.data import remote
-from limner.data.remote import content_of, expect, listing, local, size_of
+from limner.data.remote import cache_folder, content_of, expect, listing, local, size_of
 from limner.data.sources import index
 from limner.data.sources.read import absolute, read_pairs
 from limner.errors import ConfigError, DataError, StorageError
@@ -209,6 +209,28 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
         get(put("odd://x/a", b"x"))
 
 
+def test_the_cache_folder_of_the_projects_old_name_is_used_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LIMNER_CACHE")
+    monkeypatch.delenv("LIMN_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert cache_folder() == tmp_path / "caches" / "limner"
+    (tmp_path / "caches" / "limn").mkdir(parents=True)
+    assert cache_folder() == tmp_path / "caches" / "limn"
+    (tmp_path / "caches" / "limner").mkdir()
+    assert cache_folder() == tmp_path / "caches" / "limner"
+    monkeypatch.setenv("LIMN_CACHE", str(tmp_path / "old"))
+    assert cache_folder() == tmp_path / "old"
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "new"))
+    assert cache_folder() == tmp_path / "new"
+
+
+def test_the_size_of_the_cache_may_have_the_old_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LIMN_CACHE_GB", "1e-6")
+    for name in "ab":
+        get(put(f"odd://x/{name}", bytes(1000)))
+    assert len(kept(tmp_path)) == 1
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -342,23 +364,13 @@ def test_small_files():
 # --- shards elsewhere ------------------------------------------------------------------------------------------------
 
 
-def shard(path: Path, picture: Callable[..., bytes], seeds: range) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for seed in seeds:
-            for name, content in ((f"{seed:03d}.png", picture(seed=seed)), (f"{seed:03d}.txt", b"%d" % seed)):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return path
-
-
 @pytest.fixture
 def shards(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     """A folder of two shards that is also at odd://bucket/set, without indexes."""
     folder = tmp_path / "set"
     folder.mkdir()
     for number in range(2):
-        path = shard(folder / f"0000{number}.tar", picture, range(number * 5, number * 5 + 5))
+        path = tar(folder / f"0000{number}.tar", pairs(picture, number * 5, 5))
         put(f"odd://bucket/set/{path.name}", path.read_bytes())
     return folder
 
@@ -376,10 +388,10 @@ def test_file_addresses_are_paths(shards: Path, tmp_path: Path):
     assert not (tmp_path / "cache").exists() and (shards / ".limner" / "00000.tar.index").exists()
 
 
-def publish_indexes(shards: Path) -> None:
+def publish_indexes(shards: Path, folder: str = ".limner") -> None:
     read_pairs(shards)
     for file in (shards / ".limner").iterdir():
-        put(f"odd://bucket/set/.limner/{file.name}", file.read_bytes())
+        put(f"odd://bucket/set/{folder}/{file.name}", file.read_bytes())
 
 
 def test_an_index_beside_a_shard_is_fetched_instead_of_it(shards: Path):
@@ -391,6 +403,12 @@ def test_an_index_beside_a_shard_is_fetched_instead_of_it(shards: Path):
     assert Odd.opened["/bucket/set/00000.tar"] == 1 and Odd.opened["/bucket/set/00001.tar"] == 0
     read_pairs("odd://bucket/set")  # by the index in the cache
     assert Odd.opened["/bucket/set/.limner/00000.tar.index"] == 1
+
+
+def test_an_index_in_a_folder_of_the_projects_old_name_is_fetched_too(shards: Path):
+    publish_indexes(shards, ".limn")
+    assert read_pairs("odd://bucket/set").fingerprint == read_pairs(shards).fingerprint
+    assert not [name for name in Odd.opened if name.endswith(".tar")]
 
 
 def test_a_shard_must_be_the_one_that_its_index_is_of(shards: Path):

@@ -16,6 +16,8 @@ from limner.data.tokenizer import EOS, SOS, Tokenizer, clean
 from limner.errors import ConfigError, ModelError
 
 GOLDEN = json.loads(Path(__file__).with_name("openai_tokens.json").read_text())
+BYTES = Tokenizer([*module.EVERY_BYTE, SOS, EOS], [], context_length=400)
+"""Without merges: a token a byte."""
 CAPTIONS = ["a photo of a dog.", "It's 12 o'clock, they'll see!", "A  Dog\ton (a) TABLE"]
 
 
@@ -121,10 +123,9 @@ def test_any_text_has_its_eos_at_the_arg_max(tokenizer: Tokenizer, text: str):
     words=st.lists(st.text(st.characters(codec="utf-8", categories=["Ll", "Lo"]), min_size=1, max_size=6), max_size=5)
 )
 def test_lower_case_words_come_back(words: list[str]):
-    tokenizer = Tokenizer([*module.EVERY_BYTE, SOS, EOS], [], context_length=400)
     text = " ".join(words)
-    (ids,) = tokenizer([text])
-    assert tokenizer.decode(ids[ids > 0].tolist()).replace(" ", "") == clean(text).replace(" ", "")
+    (ids,) = BYTES([text])
+    assert BYTES.decode(ids[ids > 0].tolist()).replace(" ", "") == clean(text).replace(" ", "")
 
 
 def test_case_and_space_do_not_matter(tokenizer: Tokenizer):

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from limner.errors import ConfigError
 from limner.objectives.contrastive import contrastive_loss, contrastive_loss_and_accuracy
+from limner.objectives.ranks import Ranks
 from limner.objectives.sigmoid import sigmoid_loss
 
 SIZES = {"even": [5, 5, 5, 5], "uneven": [7, 3, 1, 6], "a rank without pairs": [4, 0, 3, 2]}
@@ -87,7 +88,7 @@ def check_accuracy(sizes: list[int], group: dist.ProcessGroup) -> None:
     for ids in (None, positives):
         own_ids = None if ids is None else ids[own]
         _, found = contrastive_loss_and_accuracy(
-            image[own], text[own], torch.tensor(9.0), group=group, positives=own_ids
+            image[own], text[own], torch.tensor(9.0), Ranks(len(image[own]), group, image.device), positives=own_ids
         )
         _, expected = contrastive_loss_and_accuracy(image, text, torch.tensor(9.0), positives=ids)
         assert found == expected

@@ -7,22 +7,28 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from limner.config import RunConfig, TrainConfig, to_json
+from limner.data.loader import Batch
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError, LimnerError, ModelError, TrainingError
 from limner.files import write_json
-from limner.model.clip import CLIP
+from limner.model.clip import create
+from limner.objectives.objective import Trainee
 from limner.recipes import digits
 from limner.run import RunDirectory
 from limner.store.store import load
-from limner.training import loop
+from limner.training import guard, log
+from limner.training import step as step_module
 from limner.training.loop import train
+from limner.training.prepare import settled
+from limner.training.step import Step
 
 
 @pytest.fixture
@@ -39,21 +45,21 @@ def config(folder_of_pairs: Path, tmp_path: Path) -> RunConfig:
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send Ctrl-C in the middle of a step."""
-    plain, done = loop.train_step, 0
+    plain, done = Step.__call__, 0
 
-    def step(*args: object, **settings: object) -> dict[str, float]:
+    def step(self: Step, batch: Batch, number: int) -> dict[str, Any]:
         nonlocal done
         done += 1
         if done == steps:
             os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, **settings)  # type: ignore[arg-type]
+        return plain(self, batch, number)
 
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(Step, "__call__", step)
 
 
 def test_a_run_directory(config: RunConfig):
     run = RunDirectory(train(config))
-    assert run.read_config() == config
+    assert run.read_config() == settled(config)
     assert [line["step"] for line in run.read_metrics()] == [10]
     (line,) = run.read_metrics()
     assert {
@@ -111,7 +117,7 @@ def test_training_works_outside_the_main_thread(config: RunConfig):
 
 def test_a_run_is_not_overwritten(config: RunConfig):
     train(config)
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match="limner resume"):
         train(config)
 
 
@@ -136,17 +142,17 @@ def test_a_checkpoint_of_another_architecture_is_refused(config: RunConfig, monk
 def test_a_non_finite_loss_names_step_and_tower(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, tower: str, parameter: str
 ):
-    plain, done = loop.train_step, 0
+    plain, done = Step.__call__, 0
 
-    def spoiled(model: CLIP, *args: object, **settings: object) -> dict[str, float]:
+    def spoiled(self: Step, batch: Batch, number: int) -> dict[str, Any]:
         nonlocal done
         done += 1
         if done == 4:
             with torch.no_grad():
-                dict(model.named_parameters())[parameter][0] = float("nan")
-        return plain(model, *args, **settings)  # type: ignore[arg-type]
+                dict(self.guard.model.named_parameters())[parameter][0] = float("nan")
+        return plain(self, batch, number)
 
-    monkeypatch.setattr(loop, "train_step", spoiled)
+    monkeypatch.setattr(Step, "__call__", spoiled)
     with pytest.raises(
         TrainingError, match=f"step 3 must be finite.*the weights of the {tower} encoder, {parameter}"
     ) as caught:
@@ -194,7 +200,7 @@ def test_a_full_disk_while_saving_loses_nothing(config: RunConfig, monkeypatch: 
     content = before.read_bytes()
     assert len(content) > 400_000
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, "train", "--resume", str(config.out)],
+        [sys.executable, "-c", FULL_DISK, "resume", str(config.out)],
         capture_output=True,
         text=True,
         check=False,
@@ -209,7 +215,7 @@ def test_ctrl_c_on_the_command_line(config: RunConfig, tmp_path: Path):
     assert config.out is not None
     write_json(config.out / "config.json", to_json(config))
     process = subprocess.Popen(
-        [sys.executable, "-m", "limner", "train", "--resume", str(config.out)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "limner", "resume", str(config.out)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
     while not RunDirectory(config.out).read_metrics() and time.monotonic() < deadline:
@@ -221,20 +227,28 @@ def test_ctrl_c_on_the_command_line(config: RunConfig, tmp_path: Path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "Continue with: limner train --resume" in error and "Traceback" not in error
+    assert "Continue with: limner resume" in error and "Traceback" not in error
     assert len(list((config.out / "checkpoints").glob("*.safetensors"))) == 1
 
 
-def test_checkpoints_hold_everything_by_name(config: RunConfig, tmp_path: Path):
-    checkpoint = load_file(max((train(config) / "checkpoints").iterdir()))
-    kinds = {name.split(".")[0] for name in checkpoint}
-    assert kinds == {"model", "exp_avg", "exp_avg_sq"}
-    assert "model.image.bn1.running_mean" in checkpoint
-    save_file(checkpoint, tmp_path / "copy.safetensors")
+def test_checkpoints_hold_everything_by_name(config: RunConfig):
+    run = RunDirectory(train(with_settings(config, ema_decay=0.9)))
+    checkpoint = load_file(max(run.checkpoints.iterdir()))
+    model = create(run.read_config().model, tokenizer=Tokenizer.load(run.tokenizer))
+    state, trained = model.state_dict(), [name for name, _ in model.named_parameters()]
+    expected = {f"model.{name}": tensor for name, tensor in state.items()}
+    expected |= {f"{kind}.{name}": state[name] for kind in ("exp_avg", "exp_avg_sq", "ema") for name in trained}
+    assert checkpoint.keys() == expected.keys()
+    assert all(checkpoint[name].shape == tensor.shape for name, tensor in expected.items())
+    assert all(checkpoint[name].isfinite().all() for name in expected)
+    written = load_file(run.model / "model.safetensors")
+    assert torch.equal(checkpoint["model.log_logit_scale"], written["logit_scale"])
+    assert not torch.equal(checkpoint["ema.log_logit_scale"], written["logit_scale"])
+    assert checkpoint["exp_avg_sq.text.projection.weight"].min() >= 0
 
 
 def test_memory_is_measured():
-    assert 0.05 < loop.peak_memory_gb() < 100
+    assert 0.05 < log.peak_memory_gb() < 100
 
 
 def test_nothing_is_written_before_the_settings_are_known_to_work(config: RunConfig, tmp_path: Path):
@@ -267,15 +281,15 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_a_logit_scale_that_is_not_finite_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    plain = loop.train_step
+    plain = Step.__call__
 
-    def spoiled(model: CLIP, *args: object, **settings: object) -> dict[str, float]:
+    def spoiled(self: Step, batch: Batch, number: int) -> dict[str, Any]:
         with torch.no_grad():
-            model.log_logit_scale.fill_(float("nan"))
-        return plain(model, *args, **settings)  # type: ignore[arg-type]
+            self.guard.model.log_logit_scale.fill_(float("nan"))
+        return plain(self, batch, number)
 
-    monkeypatch.setattr(loop, "train_step", spoiled)
-    with pytest.raises(TrainingError, match="the logit scale"):
+    monkeypatch.setattr(Step, "__call__", spoiled)
+    with pytest.raises(TrainingError, match="log logit scale"):
         train(config)
 
 
@@ -355,7 +369,7 @@ def test_a_run_starts_from_a_model(config: RunConfig, tmp_path: Path):
     one, two = (load_file(out / "model" / "model.safetensors") for out in (base, run.path))
     assert all(torch.allclose(one[n], two[n], atol=1e-6) for n in one if "running" not in n and "tracked" not in n)
     assert run.tokenizer.read_text() == (base / "tokenizer.json").read_text()
-    with pytest.raises(ConfigError, match="must be a ViT-mini with a tokenizer"):
+    with pytest.raises(ConfigError, match="must be a ViT-mini for the contrastive objective"):
         train(dataclasses.replace(next_config, model="ViT-mini", out=tmp_path / "other"))
 
 
@@ -364,19 +378,19 @@ def test_a_run_starts_from_a_model(config: RunConfig, tmp_path: Path):
 
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, *at: str, times: int = 1000) -> None:
     """Make a gradient infinite when a batch with one of these keys comes."""
-    plain, left = loop.backward, times
+    plain, left = step_module.backward, times
 
-    def backward(replica: CLIP, batch: loop.Batch, *args: object, **settings: object) -> object:
-        outcome = plain(replica, batch, *args, **settings)  # type: ignore[arg-type]
+    def backward(replica: Trainee, batch: Batch, **settings: object) -> object:
+        outcome = plain(replica, batch, **settings)  # type: ignore[arg-type]
         nonlocal left
         if left and set(at) & set(batch.keys):
             left -= 1
-            gradient = replica.text.norm.weight.grad
+            gradient = replica.model.text.norm.weight.grad
             assert gradient is not None
             gradient[0] = float("inf")
         return outcome
 
-    monkeypatch.setattr(loop, "backward", backward)
+    monkeypatch.setattr(step_module, "backward", backward)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_is_named(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
@@ -391,7 +405,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_is_named(config: RunCon
 def test_a_step_that_is_not_finite_is_skipped(config: RunConfig, monkeypatch: pytest.MonkeyPatch, moments: str):
     """The batch with picture 05, once an epoch, changes nothing: neither weights nor moments nor AdamW's count."""
     spoil_gradients(monkeypatch, "05.png")
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     run = RunDirectory(train(with_settings(config, train={"non_finite": "skip"}, moments=moments)))
     lines = run.read_metrics()
     assert len(lines) == 10 and sum(line["skipped"] for line in lines) == 5
@@ -403,12 +417,12 @@ def test_a_step_that_is_not_finite_is_skipped(config: RunConfig, monkeypatch: py
 
 def test_a_step_that_is_left_out_leaves_no_trace(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     """Features that are not finite come from activations that are not: BatchNorm's statistics must not keep them."""
-    plain, done = loop.backward, 0
+    plain, done = step_module.backward, 0
 
-    def backward(replica: CLIP, *args: object, **settings: object) -> object:
+    def backward(replica: Trainee, *args: object, **settings: object) -> object:
         nonlocal done
         done += 1
-        gain = replica.image.bn1.weight
+        gain = replica.model.image.bn1.weight
         before = gain.data.clone()
         if done == 4:
             gain.data[0] = float("nan")
@@ -416,8 +430,8 @@ def test_a_step_that_is_left_out_leaves_no_trace(config: RunConfig, monkeypatch:
         gain.data.copy_(before)
         return outcome
 
-    monkeypatch.setattr(loop, "backward", backward)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(step_module, "backward", backward)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     run = RunDirectory(train(with_settings(config, train={"non_finite": "skip"}, ema_decay=0.9)))
     assert [line["skipped"] for line in run.read_metrics()] == [0.0] * 3 + [1.0] + [0.0] * 6
     for file in (max(run.checkpoints.iterdir()), run.model_ema / "model.safetensors"):
@@ -426,7 +440,7 @@ def test_a_step_that_is_left_out_leaves_no_trace(config: RunConfig, monkeypatch:
 
 def test_a_run_that_is_never_finite_gives_up(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     spoil_gradients(monkeypatch, *(f"{index:02d}.png" for index in range(40)))
-    monkeypatch.setattr(loop, "TROUBLES", 3)
+    monkeypatch.setattr(guard, "TROUBLES", 3)
     for policy in ("skip", "rewind"):
         with pytest.raises(TrainingError, match="3 times without getting on"):
             train(with_settings(config, train={"non_finite": policy}), resume=policy == "rewind")
@@ -436,7 +450,7 @@ def test_a_run_goes_back_to_its_checkpoint_and_leaves_out_the_batches_since(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     spoil_gradients(monkeypatch, "05.png", times=2)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     config = with_settings(config, train={"non_finite": "rewind", "batch_size": 8})
     config = with_settings(config, train={"epochs": 3.0, "checkpoint_minutes": 1000.0})
     run = RunDirectory(train(config))
@@ -479,9 +493,7 @@ def test_dropped_pairs_are_counted_over_a_resume(config: RunConfig, monkeypatch:
 def test_training_stops_when_too_many_pairs_are_dropped(config: RunConfig):
     damage(config.data, ("07.png", "11.png", "23.png"))
     longer = dataclasses.replace(config, train=TrainConfig(batch_size=20, epochs=8.0, precision="fp32"))
-    with pytest.raises(
-        DataError, match=r"Got 15 of 200 .*damaged picture.* limner train --resume .*--max-dropped 0.11"
-    ):
+    with pytest.raises(DataError, match=r"Got 15 of 200 .*damaged picture.* limner resume .*--max-dropped 0.11"):
         train(longer)
     assert config.out is not None and [p.stem for p in (config.out / "checkpoints").iterdir()] == ["step-00000010"]
     run = RunDirectory(train(dataclasses.replace(longer, max_dropped=0.11), resume=True))

@@ -4,12 +4,23 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from limner.data.pairs import PICTURES, Pair, cleaned
+from limner.data.pairs import PICTURES, Pair, Source, cleaned, sifted
 from limner.data.sources.index import MAX_TEXT_BYTES
 from limner.files import is_file_in, printable
 
 
-def _read_folder(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder. All other layouts in one are asked first."""
+    return Path(path).is_dir()
+
+
+def read_folder(path: str, *, needs_caption: bool) -> Source:
+    """The pictures in a folder and in those inside it, each with the caption in its .txt file."""
+    skipped, noted = Counter[str](), Counter[str]()
+    return sifted(Path(path), _pairs(Path(path), skipped, noted), skipped, noted, needs_caption=needs_caption)
+
+
+def _pairs(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in PICTURES or path.name.startswith("."):
             continue

@@ -1,26 +1,26 @@
-"""The index of a tar shard: everything but the pictures, and where these lie, so that plain tars have random access.
+"""The index of a shard or table: everything but the pictures, and where these lie, so that pairs have random access.
 
 ```
-00000.tar ─> members ─> samples (KEY.jpg + KEY.txt + KEY.json + KEY.cls) ─> Index ─> .limner/00000.tar.index
+00000.tar ─> build (shards.py, tables.py) ─> Index ─> .limner/00000.tar.index ─> read_indexed ─> Source
 ```
 
-An index is built once, by reading the headers and texts of a shard and hashing the whole of it, and kept beside the
-shard in a folder `.limner` (in the cache folder, where that cannot be written). It holds as long as the shard's size
-and time stay; when only the time differs, the sha256 decides. It is a safetensors file: arrays, nothing that runs.
-
-Nothing is ever extracted, and no member's content is taken for more than bytes: links, devices and sparse members are
-gone past and counted. Members of a sample may lie anywhere in the shard.
+An index is built once, by reading the texts of a file and hashing the whole of it, and kept beside the file in a folder
+`.limner` (in the cache folder, where that cannot be written). It holds as long as the file's size and time stay; when
+only the time differs, the sha256 decides. It is itself a safetensors file: arrays, nothing that runs.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress, pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -29,8 +29,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from limner.data.pairs import MAX_PICTURE_BYTES, Pair
-from limner.data.remote import cache_folder, content_of, expect, local, size_of
+from limner.data.pairs import MAX_PICTURE_BYTES, Pair, Part, Prefixed, Source
+from limner.data.remote import cache_folder, content_of, expect, local, name_of, size_of
 from limner.data.sources.kept import Kept
 from limner.errors import DataError, StorageError
 from limner.files import is_file_in, sha256_of, write_bytes
@@ -66,7 +66,7 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """Of memory."""
+        """The memory that its arrays take."""
         return sum(array.nbytes for array in self.arrays.values())
 
     @cached_property
@@ -77,6 +77,21 @@ class Index:
     def key(self, sample: int) -> str:
         """A sample's key: the members' name up to the first dot."""
         return text_at(self.arrays["keys"], self.arrays["key_ends"], sample)
+
+    def keys(self, samples: np.ndarray) -> Iterator[bytes]:
+        """The keys of some samples, int64, rising, as UTF-8: ten times as fast as `key` is for each of them."""
+        if len(samples) == 0:
+            return iter(())
+        first, last = int(samples[0]), int(samples[-1]) + 1
+        ends = self.arrays["key_ends"][first:last]
+        begin = self.arrays["key_ends"][first - 1] if first else 0
+        content = io.BytesIO(self.arrays["keys"][begin : ends[-1]].tobytes())
+        keys = map(content.read, np.diff(ends, prepend=begin).tolist())
+        if len(samples) == last - first:
+            return keys
+        wanted = np.zeros(last - first, dtype=bool)
+        wanted[samples - first] = True
+        return compress(keys, wanted.tolist())
 
     def captions(self, sample: int) -> tuple[str, ...]:
         """What is said about a sample."""
@@ -150,7 +165,7 @@ def ensure(path: Path | str, build: Callable[[Path], Index]) -> dict[str, Any]:
         expect(path, found["sha256"])
         return found
     if not path.is_file():
-        raise _no_shard(path, "something that is no file")
+        raise no_shard(path, "something that is no file")
     status = path.stat()
     for file in _files(path):
         found = _described(file)
@@ -163,10 +178,11 @@ def ensure(path: Path | str, build: Callable[[Path], Index]) -> dict[str, Any]:
         index, before, status = build(path), status, path.stat()
         if (status.st_size, status.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
             return _save(index, path, status.st_mtime_ns)
-    raise _no_shard(path, "one that is being written")
+    raise no_shard(path, "one that is being written")
 
 
-def _no_shard(path: Path | str, got: object) -> DataError:
+def no_shard(path: Path | str, got: object) -> DataError:
+    """The error of a shard that cannot be read as one."""
     return DataError(
         f"The shard {path}", must="be a whole, plain tar file", got=got, then="Fetch or write the shard again."
     )
@@ -206,7 +222,7 @@ def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index]) -> l
         except DataError as error:
             return error
         except OSError as error:  # gone, or not to be read
-            return _no_shard(path, error.strerror or error)
+            return no_shard(path, error.strerror or error)
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
         return list(track(threads.map(one, paths), title="Indexing shards", total=len(paths)))
@@ -228,10 +244,11 @@ def _load_of(path: Path | str, sha256: str, build: Callable[[Path], Index]) -> I
         if index.sha256 == sha256:
             _save(index, path, path.stat().st_mtime_ns)
             return index
-    raise _changed(path)
+    raise changed(path)
 
 
-def _changed(path: Path | str) -> DataError:
+def changed(path: Path | str) -> DataError:
+    """The error of a file that is not the one any more that its index was made of."""
     return DataError(
         f"The shard {path} and its index",
         must="be whole, and stay as they are while a command runs",
@@ -331,7 +348,7 @@ def _is_sound(index: Index) -> bool:
 
 
 def _is_sound_table(arrays: dict[str, np.ndarray]) -> bool:
-    """The same for what data/tables.py adds. Its offsets are rows; reading one that is not there is an error there."""
+    """The same for what tables.py adds. Its offsets are rows; reading one that is not there is an error there."""
     groups, ends = arrays["groups"], arrays["path_ends"]
     fine = all(array.dtype == np.int64 and array.shape == arrays["labels"].shape for array in (groups, ends))
     return fine and bool((groups >= 0).all()) and _are_texts(arrays["paths"], ends)
@@ -351,4 +368,51 @@ def _rises(ends: np.ndarray, last: int) -> bool:
     return bool(ends[0] >= 0 and (np.diff(ends) >= 0).all() and ends[-1] == last)
 
 
-# --- as parts of a source --------------------------------------------------------------------------------------------
+# --- as a source -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How files of one kind become parts of a source, by their indexes."""
+
+    build: Callable[[Path], Index]
+    """Makes the index of a file."""
+    parts: Callable[[Any, dict[str, Any], bool], Sequence[Part]]
+    """The parts of a file, from what its index file says and whether only captioned pictures count."""
+    fault: str
+    """What is noted, with the file's name, of a file that cannot be read."""
+    own_name: Callable[[str], str]
+    """What keys begin with, from the name of their file, where two files may have the same ones."""
+
+
+def read_indexed(path: Path | str, files: Sequence[Path | str], kind: Kind, *, needs_caption: bool) -> Source:
+    """The pairs of files that have indexes, which are built where they are missing.
+
+    A file that cannot be read is noted. Raises `DataError` if none can be.
+    """
+    skipped, noted = Counter[str](), Counter[str]()
+    named, ranges = list[tuple[str, Sequence[Part]]](), list[tuple[str, str]]()
+    faults = list[DataError]()
+    for file, told in zip(files, ensure_all(files, kind.build), strict=True):
+        if isinstance(told, DataError):
+            faults.append(told)
+            noted[f"{kind.fault} ({name_of(file)})"] += 1
+            continue
+        skipped.update(told["skipped"])
+        noted.update(told["noted"])
+        skipped["no caption"] += told["pictures"] - told["captioned"] if needs_caption else 0
+        if told["captioned" if needs_caption else "pictures"]:
+            named.append((kind.own_name(name_of(file)), kind.parts(file, told, needs_caption)))
+            ranges.append((told["least_key"], told["greatest_key"]))
+    if faults and len(faults) == len(files):
+        raise faults[0]
+    if _may_overlap(ranges):
+        if len({name for name, _ in named}) < len(named):
+            named = [(str(number), parts) for number, (_, parts) in enumerate(named)]
+        named = [(name, [Prefixed(part, f"{name}/") for part in parts]) for name, parts in named]
+    return Source(path, tuple(part for _, parts in named for part in parts), +skipped, +noted)
+
+
+def _may_overlap(ranges: Iterable[tuple[str, str]]) -> bool:
+    """Whether two ranges (least, greatest) have something in common."""
+    return any(later[0] <= earlier[1] for earlier, later in pairwise(sorted(ranges)))

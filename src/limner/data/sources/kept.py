@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Kept:
-    """Values by key, the last ones used, up to so many bytes; made once, by one thread at a time."""
+    """Values by key, the last ones used, up to `most_bytes`; made once, by one thread at a time."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.bytes = most_bytes, 0

@@ -7,16 +7,30 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from limner.data.pairs import Pair, cleaned
+from limner.data.pairs import Pair, Source, cleaned, sifted
 from limner.errors import DataError
 from limner.files import is_file_in, printable
 
+LISTS = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "img", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "sentence", "title", "description", "alt", "label")
 NOT_THERE = "picture file missing, or outside of the list's folder"
 
 
-def read_list(path: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
+def is_list(path: str) -> bool:
+    """Whether `path` is a file whose name ends as a list's does."""
+    here = Path(path)
+    return here.suffix.lower() in LISTS and here.exists() and not here.is_dir()
+
+
+def read_list(path: str, *, needs_caption: bool) -> Source:
+    """The pairs that a list names. Raises `DataError` for a list that cannot be read to its end."""
+    skipped, noted = Counter[str](), Counter[str]()
+    pairs = list_pairs(Path(path), skipped, noted)
+    return sifted(Path(path), pairs, skipped, noted, needs_caption=needs_caption)
+
+
+def list_pairs(path: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
     """The rows of a list, a picture with several rows once, with all of its captions."""
     folder = path.parent.resolve()
     read = _jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows

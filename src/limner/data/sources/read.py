@@ -1,44 +1,50 @@
 """Pairs on disk or elsewhere, whatever their layout, as one `Source`.
 
 ```
-folder of pictures + .txt                       ─┐
-list (csv, tsv, jsonl, parquet)                  │
-Hugging Face datasets directory                  ├─>  read_pairs(path)  ─>  Source
-WebDataset shards: a folder, a/{00000..00099}.tar│
-several of these: a::b                           │
-an address of shards: s3://..., hf://...        ─┘
+WebDataset shards: a folder, a/{00000..00099}.tar, an address of these: s3://..., hf://...  (shards.py)  ─┐
+tables: parquet files, Hugging Face datasets' directories                                   (tables.py)   │
+lists: csv, tsv, jsonl                                                                      (lists.py)    ├─>  Source
+a folder of pictures + .txt                                                                 (folders.py)  │
+several of these: a::b                                                                                   ─┘
 ```
 
-Opening a source reads headers and texts, of shards their index (data/index.py), never pictures. A pair that cannot be
-used (no caption, an empty file, ...) is left out and counted by reason in `Source.skipped`.
+`LAYOUTS` is the whole of it: the first layout that fits a path reads it. Opening a source reads headers and texts, of
+shards and tables their index (index.py), never pictures. A pair that cannot be used (no caption, an empty file, ...) is
+left out and counted by reason in `Source.skipped`.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from limner.config import RunConfig
-from limner.data.pairs import (
-    EMPTY,
-    MAX_PICTURE_BYTES,
-    PICTURES,
-    TOO_LARGE,
-    Pair,
-    Source,
-    describe,
-    listed,
-    mixture,
-)
-from limner.data.remote import is_address, listing
-from limner.data.sources.folders import _read_folder
-from limner.data.sources.lists import read_list
-from limner.data.sources.shards import _read_shards, expanded
-from limner.data.sources.tables import is_table_folder, read_tables
+from limner.data.pairs import PICTURES, Source, describe, mixture
+from limner.data.remote import is_address
+from limner.data.sources.folders import is_folder, read_folder
+from limner.data.sources.lists import LISTS, is_list, read_list
+from limner.data.sources.shards import are_shards, read_shards
+from limner.data.sources.tables import are_tables, read_tables
 from limner.errors import DataError
 from limner.files import write_json
 
-LISTS = (".csv", ".tsv", ".jsonl")
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which pairs lie on disk or elsewhere."""
+
+    name: str
+    fits: Callable[[str], bool]
+    """Whether what is at a path looks like it; nothing is asked that needs the network."""
+    read: Callable[..., Source]
+    """`read(path, needs_caption=True)`: the pairs at a path; with False the pictures that have no caption too."""
+
+
+LAYOUTS = (
+    Layout("shards", are_shards, read_shards),
+    Layout("tables", are_tables, read_tables),
+    Layout("list", is_list, read_list),
+    Layout("folder", is_folder, read_folder),
+)
+"""All layouts, in the order in which they are asked: a folder is one of pictures only if it is nothing else."""
 
 
 def read_pairs(path: str | Path, weights: Sequence[float] = ()) -> Source:
@@ -73,17 +79,18 @@ def write_manifest(file: Path, source: Source) -> None:
     write_json(file, {"format": 1, "fingerprint": source.fingerprint, "pairs": len(source), "parts": parts})
 
 
-def training_pairs(config: RunConfig) -> Source:
-    """The pairs that a run trains on: all of them when it has a test set, else less those kept back."""
-    assert config.data is not None
-    source = read_pairs(config.data, config.data_weights)
-    return source if config.test is not None or config.holdout == 0 else source.split(config.holdout)[0]
+def training_pairs(data: str, weights: Sequence[float], *, holdout: float) -> Source:
+    """The pairs at `data` that a run trains on: all less about the share `holdout` (0.0: none is kept back).
+
+    Raises `DataError` as `read_pairs` does.
+    """
+    source = read_pairs(data, weights)
+    return source.split(holdout)[0] if holdout else source
 
 
-def held_back_pairs(config: RunConfig) -> Source | None:
-    """The pairs that a run without a test set kept back from training, if any."""
-    assert config.data is not None
-    kept_back = read_pairs(config.data, config.data_weights).split(config.holdout)[1]
+def held_back_pairs(data: str, weights: Sequence[float], *, holdout: float) -> Source | None:
+    """The pairs that `training_pairs` keeps back; None if there is none."""
+    kept_back = read_pairs(data, weights).split(holdout)[1]
     return kept_back if len(kept_back) else None
 
 
@@ -92,28 +99,23 @@ def _read(path: str | Path, weights: Sequence[float], *, needs_caption: bool) ->
     if len(several) > 1 or weights:
         sources = [_read_one(one, needs_caption=needs_caption) for one in several]
         return mixture(str(path), sources, weights)
-    return _read_one(path, needs_caption=needs_caption)
+    return _read_one(several[0], needs_caption=needs_caption)
 
 
-def _read_one(path: str | Path, *, needs_caption: bool) -> Source:
-    if str(path).startswith("pipe:"):
+def _read_one(path: str, *, needs_caption: bool) -> Source:
+    if path.startswith("pipe:"):
         raise DataError(
             "The data path",
             must="name files",
             got="a command to run",
             then="Give files, or an address such as s3://bucket/{00000..00099}.tar; no command is run from a path.",
         )
-    if str(path).startswith(("file://", "local://")):
-        path = str(path).partition("://")[2]
-    if is_address(str(path)):
-        addresses = [one for pattern in expanded(str(path)) for one in listing(pattern)]
-        source = _read_shards(
-            str(path), [one for one in addresses if one.endswith(".tar")], needs_caption=needs_caption
-        )
-    elif "{" in str(path) and not Path(path).exists():
-        source = _read_shards(str(path), [Path(one) for one in expanded(str(path))], needs_caption=needs_caption)
-    else:
-        source = _read_path(Path(path), needs_caption=needs_caption)
+    if path.startswith(("file://", "local://")):
+        path = path.partition("://")[2]
+    layout = next((layout for layout in LAYOUTS if layout.fits(path)), None)
+    if layout is None:
+        raise _unknown(Path(path))
+    source = layout.read(path, needs_caption=needs_caption)
     if len(source) == 0:
         raise DataError(
             f"The data at {path}",
@@ -125,47 +127,18 @@ def _read_one(path: str | Path, *, needs_caption: bool) -> Source:
     return source
 
 
-def _read_path(path: Path, *, needs_caption: bool) -> Source:
+def _unknown(path: Path) -> DataError:
+    """The error of a path that fits no layout."""
     if not path.exists():
-        raise DataError(
+        return DataError(
             f"The data path {path}",
             must="exist",
             got="no such file or folder",
             then="Check its spelling; limner data demo writes data/demo, with --source digits data/digits.",
         )
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
-    skipped, noted = Counter[str](), Counter[str]()
-    if shards:
-        source = _read_shards(path, shards, needs_caption=needs_caption)
-        loose = sum(file.suffix.lower() in PICTURES for file in path.iterdir()) if path.is_dir() else 0
-        return replace(source, skipped=source.skipped + Counter({"picture file beside shards": loose}))
-    if path.suffix.lower() == ".parquet" or (path.is_dir() and is_table_folder(path)):
-        return read_tables(path, needs_caption=needs_caption)
-    if path.is_dir():
-        found = _read_folder(path, skipped, noted)
-    elif path.suffix.lower() in LISTS:
-        found = read_list(path, skipped, noted)
-    else:
-        raise DataError(
-            f"The data path {path}",
-            must=f"be a folder, a list ({', '.join(LISTS)}, .parquet) or a .tar shard",
-            got=f"a file ending in {path.suffix!r}",
-            then="Give the folder that holds the pictures or a list with path and caption columns.",
-        )
-    return listed(path, list(_usable(found, skipped, needs_caption=needs_caption)), +skipped, +noted)
-
-
-def _usable(pairs: Iterator[Pair], skipped: Counter[str], *, needs_caption: bool) -> Iterator[Pair]:
-    for pair in pairs:
-        if needs_caption and not pair.captions:
-            skipped["no caption"] += 1
-        elif not 0 < pair.size <= MAX_PICTURE_BYTES:
-            skipped[EMPTY if pair.size == 0 else TOO_LARGE] += 1
-        else:
-            yield pair
-
-
-# --- a folder --------------------------------------------------------------------------------------------------------
-
-
-# --- shards ----------------------------------------------------------------------------------------------------------
+    return DataError(
+        f"The data path {path}",
+        must=f"be a folder, a list ({', '.join(LISTS)}, .parquet) or a .tar shard",
+        got=f"a file ending in {path.suffix!r}",
+        then="Give the folder that holds the pictures or a list with path and caption columns.",
+    )

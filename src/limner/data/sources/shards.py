@@ -1,32 +1,66 @@
-"""Tar shards: what is in one (its index), and many of them as a source."""
+"""Tar shards: WebDataset's layout, in a folder, by a pattern, or at an address.
+
+```
+00000.tar ─> members ─> samples (KEY.jpg + KEY.txt + KEY.json + KEY.cls) ─> Index ─> Shard, a part of a source
+```
+
+Nothing is ever extracted, and no member's content is taken for more than bytes: links, devices and sparse members are
+gone past and counted. Members of a sample may lie anywhere in the shard.
+"""
 
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from limner.data.pairs import (
-    EMPTY,
-    MAX_CAPTIONS,
-    MAX_PICTURE_BYTES,
-    PICTURES,
-    TOO_LARGE,
-    Pair,
-    Part,
-    Prefixed,
-    Source,
-    cleaned,
+import numpy as np
+
+from limner.data.pairs import MAX_CAPTIONS, PICTURES, Pair, Source, cleaned, unusable
+from limner.data.remote import is_address, listing, name_of
+from limner.data.sources.index import (
+    MAX_TEXT_BYTES,
+    NUMBERS,
+    Index,
+    Kind,
+    arrays_of,
+    changed,
+    load,
+    no_shard,
+    read_indexed,
 )
-from limner.data.remote import name_of
-from limner.data.sources.index import MAX_TEXT_BYTES, NUMBERS, Index, _changed, _no_shard, arrays_of, ensure_all, load
 from limner.data.sources.tar import CutShort, Member, members
 from limner.errors import DataError
 from limner.files import sha256_of
+
+
+def are_shards(path: str) -> bool:
+    """Whether `path` is an address, a pattern with braces, a tar file or a folder of these."""
+    here = Path(path)
+    if is_address(path) or ("{" in path and not here.exists()):
+        return True
+    return any(here.glob("*.tar")) if here.is_dir() else here.suffix == ".tar" and here.exists()
+
+
+def read_shards(path: str, *, needs_caption: bool) -> Source:
+    """The pairs of the shards that `path` means. One that is no tar is noted; where no other is left, it is an error.
+
+    Raises `DataError` for shards that are not there.
+    """
+    here = Path(path)
+    if is_address(path):
+        addresses = [one for pattern in expanded(path) for one in listing(pattern)]
+        return _read(path, [one for one in addresses if one.endswith(".tar")], needs_caption=needs_caption)
+    if not here.exists():
+        return _read(path, [Path(one) for one in expanded(path)], needs_caption=needs_caption)
+    if not here.is_dir():
+        return _read(here, [here], needs_caption=needs_caption)
+    source = _read(here, sorted(here.glob("*.tar")), needs_caption=needs_caption)
+    loose = sum(file.suffix.lower() in PICTURES for file in here.iterdir())
+    return replace(source, skipped=source.skipped + Counter({"picture file beside shards": loose}))
 
 
 def expanded(pattern: str) -> list[str]:
@@ -43,8 +77,7 @@ def expanded(pattern: str) -> list[str]:
     return [one for choice in choices for one in expanded(pattern[: braces.start()] + choice + pattern[braces.end() :])]
 
 
-def _read_shards(path: Path | str, shards: Sequence[Path | str], *, needs_caption: bool) -> Source:
-    """Shards by their indexes. One that is no tar is counted; where no other is left, it is an error."""
+def _read(path: Path | str, shards: Sequence[Path | str], *, needs_caption: bool) -> Source:
     missing = next((shard for shard in shards if isinstance(shard, Path) and not shard.exists()), None)
     if missing is not None or not shards:
         raise DataError(
@@ -53,31 +86,11 @@ def _read_shards(path: Path | str, shards: Sequence[Path | str], *, needs_captio
             got="none" if missing is None else f"no file {missing}",
             then="Check the path and the numbers between its braces.",
         )
-    skipped, noted = Counter[str](), Counter[str]()
-    parts: list[Part] = []
-    ranges: list[tuple[str, str]] = []
-    faults: list[DataError] = []
-    for shard, told in zip(shards, ensure_all(shards, build), strict=True):
-        if isinstance(told, DataError):
-            faults.append(told)
-            noted[f"shard that is no tar file ({name_of(shard)})"] += 1
-            continue
-        skipped.update(told["skipped"])
-        noted.update(told["noted"])
-        skipped["no caption"] += told["pictures"] - told["captioned"] if needs_caption else 0
-        count = told["captioned" if needs_caption else "pictures"]
-        if count:
-            parts.append(Shard(shard, told["sha256"], count, needs_caption))
-            ranges.append((told["least_key"], told["greatest_key"]))
-    if faults and len(faults) == len(shards):
-        raise faults[0]
-    ranges.sort()
-    if any(later[0] <= earlier[1] for earlier, later in pairwise(ranges)):
-        # keys that come in several shards, or may: made different by the shard's name, or its number
-        names = [part.name.removesuffix(".tar") for part in parts]
-        names = names if len(set(names)) == len(names) else [str(number) for number in range(len(parts))]
-        parts = [Prefixed(part, f"{name}/") for part, name in zip(parts, names, strict=True)]
-    return Source(path, tuple(parts), +skipped, +noted)
+    kind = Kind(build, _parts, fault="shard that is no tar file", own_name=lambda name: name.removesuffix(".tar"))
+    return read_indexed(path, shards, kind, needs_caption=needs_caption)
+
+
+# --- the index of a shard --------------------------------------------------------------------------------------------
 
 
 def build(path: Path) -> Index:
@@ -98,7 +111,7 @@ def build(path: Path) -> Index:
                     sample[f".{extension.lower()}"] = member
         except CutShort as error:
             if not samples:
-                raise _no_shard(path, error) from error
+                raise no_shard(path, error) from error
             noted[f"shard cut short ({name_of(path)}: {error})"] += 1
         table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
         for key, parts in samples.items():
@@ -107,8 +120,8 @@ def build(path: Path) -> Index:
                 dotted = any(PurePosixPath(extension).suffix in PICTURES for extension in parts)
                 skipped["no picture (dots in the name: the key ends at the first)" if dotted else "no picture"] += 1
                 continue
-            if not 0 < picture.size <= MAX_PICTURE_BYTES:
-                skipped[EMPTY if picture.size == 0 else TOO_LARGE] += 1
+            if reason := unusable(picture.size):
+                skipped[reason] += 1
                 continue
             captions, chances, label, held_out = _annotations(file, parts, noted)
             table["keys"].append(key)
@@ -171,6 +184,9 @@ def _are_chances(values: list[Any]) -> bool:
     return fine and 1e-300 < sum(map(float, values)) <= 1e300
 
 
+# --- a shard as a part of a source -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Shard:
     """A tar shard as a part of a source."""
@@ -194,8 +210,21 @@ class Shard:
 
     def pair(self, index: int) -> Pair:
         """The pair at `index`."""
-        found = load(self.path, self.sha256, build)
-        if self.count != (len(found.captioned) if self.needs_caption else len(found)):
-            raise _changed(self.path)
+        found = self._index()
         sample = int(found.captioned[index]) if self.needs_caption else index
         return found.pair(sample, self.path)
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys of all pairs, from the index."""
+        found = self._index()
+        return found.keys(found.captioned if self.needs_caption else np.arange(self.count))
+
+    def _index(self) -> Index:
+        found = load(self.path, self.sha256, build)
+        if self.count != (len(found.captioned) if self.needs_caption else len(found)):
+            raise changed(self.path)
+        return found
+
+
+def _parts(path: Path | str, told: dict[str, Any], needs_caption: bool) -> list[Shard]:
+    return [Shard(path, told["sha256"], told["captioned" if needs_caption else "pictures"], needs_caption)]

@@ -1,19 +1,17 @@
 """Tables of pairs: parquet files, and what Hugging Face datasets write.
 
 ```
-list.parquet: paths and captions            ─>  pairs.listed, as of any list
+list.parquet: paths and captions            ─>  in memory, as of any list
 folder with metadata.csv|jsonl|parquet      ─>  the same
 x.parquet with the pictures inside          ─┐
-folder of these: [data/][train-]*.parquet    ├─>  one Index a file (data/index.py)  ─>  Rows, 8,192 pairs or more each
+folder of these: [data/][train-]*.parquet    ├─>  one Index a file (index.py)  ─>  Rows, 8,192 pairs or more each
 save_to_disk's folder: data-*.arrow         ─┘
 ```
 
 The first time, each file is read whole once: its captions, how large its pictures are, and its sha256. From then on
 the index answers for all but the pictures, which are read when they are due. In an arrow file that is a look into
 mapped memory. A parquet file has to unpack the picture's whole row group, and the last ones unpacked are kept (512 MiB
-in all), so that pairs in random order want small row groups, or shards.
-
-Nothing in a table is run: no pickles, no loading scripts, and the types that datasets name are only looked at.
+in all), so that pairs in random order want small row groups, or shards. Nothing in a table is run (arrow.py).
 """
 
 import hashlib
@@ -21,20 +19,40 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from limner.data.pairs import EMPTY, MAX_PICTURE_BYTES, TOO_LARGE, Pair, Prefixed, Source, cleaned, listed
-from limner.data.sources.index import MAX_TEXT_BYTES, NUMBERS, Index, arrays_of, ensure_all, load, text_at
+from limner.data.pairs import Pair, Source, cleaned, sifted, unusable
+from limner.data.sources.arrow import (
+    broken,
+    groups_of,
+    holds_bytes,
+    is_list,
+    is_struct,
+    is_text,
+    opened_arrow,
+    pyarrow,
+    reading,
+    schema_of,
+    texts_of,
+)
+from limner.data.sources.index import (
+    MAX_TEXT_BYTES,
+    NUMBERS,
+    Index,
+    Kind,
+    arrays_of,
+    load,
+    read_indexed,
+    text_at,
+)
 from limner.data.sources.kept import Kept
-from limner.data.sources.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, pictures_of, read_list
-from limner.errors import DataError, LimnerError, MissingExtra
+from limner.data.sources.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, list_pairs, pictures_of
+from limner.errors import DataError
 from limner.files import is_file_in, sha256_of
 
 PICTURE_COLUMNS = (*PATH_COLUMNS, "picture", "jpg", "jpeg", "png", "webp")
@@ -42,39 +60,40 @@ TEXT_COLUMNS = (*CAPTION_COLUMNS, "txt", "captions")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PART = 8192
-"""A part is row groups that lie together, with so many pairs or more: a window of parts is in a few files then."""
+"""Pairs in a part, which is row groups that lie together, or more: a window of parts is in a few files then."""
 KEPT_BYTES = 512 * 2**20
 """Unpacked row groups in memory."""
-ROWS = 64
-"""Rows of a parquet file that are looked at together, for memory's sake."""
 
 
-def is_table_folder(path: Path) -> bool:
-    """Whether a folder is a table: datasets' save_to_disk wrote it, it has a metadata list, or parquet files with the
-    pictures inside. Other parquet files (img2dataset's, say) may lie beside loose pictures and do not make it one."""
-    if _saved_splits(path) or _metadata(path):
+def are_tables(path: str) -> bool:
+    """Whether `path` is a parquet file, or a folder that is a table: datasets' save_to_disk wrote it, it has a metadata
+    list, or parquet files with the pictures inside. Other parquet files (img2dataset's, say) may lie beside loose
+    pictures and do not make it one."""
+    here = Path(path)
+    if here.suffix.lower() == ".parquet" and here.exists():
+        return not here.is_dir() or bool(_parquets(here))
+    if not here.is_dir():
+        return False
+    if _saved_splits(here) or _metadata(here):
         return True
-    parquets = _parquets(path)
-    return bool(parquets) and (columns := _columns(_schema(parquets[0]))) is not None and columns.has_pictures
+    parquets = _parquets(here)
+    return bool(parquets) and (columns := _columns(schema_of(parquets[0]))) is not None and columns.has_pictures
 
 
-def read_tables(path: Path, *, needs_caption: bool) -> Source:
+def read_tables(path: str, *, needs_caption: bool) -> Source:
     """The pairs of a parquet file or a table folder; see the module's docstring for the layouts.
 
-    Raises `DataError` for a table without the columns that are needed, and `MissingExtra` without pyarrow.
+    A table that cannot be read is noted; where no other is left, it is an error. Raises `DataError` for a table without
+    the columns that are needed, and `MissingExtra` without pyarrow.
     """
-    metadata = _metadata(path) if path.is_dir() else None
+    here = Path(path)
+    skipped, noted = Counter[str](), Counter[str]()
+    metadata = _metadata(here) if here.is_dir() else None
     if metadata is not None and metadata.suffix != ".parquet":
-        skipped, noted = Counter[str](), Counter[str]()
-        pairs = read_list(metadata, skipped, noted)
-        return _as_listed(path, pairs, skipped, noted, needs_caption=needs_caption)
-    if metadata is not None or not path.is_dir():
-        files = [metadata or path]
-    elif splits := _saved_splits(path):
-        files = _arrow_files(path if splits == [""] else path / _split(path, splits))
-    else:
-        files = _train_files(path, _parquets(path))
-    columns = _columns(schema := _schema(files[0]))
+        pairs = list_pairs(metadata, skipped, noted)
+        return sifted(here, pairs, skipped, noted, needs_caption=needs_caption)
+    files = [metadata] if metadata is not None else _files(here)
+    columns = _columns(schema := schema_of(files[0]))
     if columns is None or (needs_caption and columns.caption is None):
         raise DataError(
             f"The columns of {files[0]}",
@@ -84,31 +103,23 @@ def read_tables(path: Path, *, needs_caption: bool) -> Source:
             then="Rename them.",
         )
     if columns.has_pictures:
-        return _read_inside(path, files, needs_caption=needs_caption)
-    skipped, noted = Counter[str](), Counter[str]()
-    pairs = pictures_of(_rows_of_paths(files[0], columns, noted), files[0].parent.resolve(), skipped, noted)
-    return _as_listed(path, pairs, skipped, noted, needs_caption=needs_caption)
-
-
-def _as_listed(
-    path: Path, pairs: Iterable[Pair], skipped: Counter[str], noted: Counter[str], *, needs_caption: bool
-) -> Source:
-    usable = []
-    for pair in pairs:
-        reason = "no caption" if needs_caption and not pair.captions else _unusable(pair.size)
-        if reason:
-            skipped[reason] += 1
-        else:
-            usable.append(pair)
-    return listed(path, usable, +skipped, +noted)
-
-
-def _unusable(size: int) -> str | None:
-    """Why a picture of so many bytes cannot be used."""
-    return EMPTY if size == 0 else TOO_LARGE if size > MAX_PICTURE_BYTES else None
+        kind = Kind(build, _parts, fault="table that cannot be read", own_name=lambda name: Path(name).stem)
+        return read_indexed(here, files, kind, needs_caption=needs_caption)
+    rows = _rows_of_paths(files[0], columns, noted)
+    pairs = pictures_of(rows, files[0].parent.resolve(), skipped, noted)
+    return sifted(here, pairs, skipped, noted, needs_caption=needs_caption)
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a table: itself, or those in a folder that belong to the training split."""
+    if not path.is_dir():
+        return [path]
+    if splits := _saved_splits(path):
+        return _arrow_files(path if splits == [""] else path / _split(path, splits))
+    return _train_files(path, _parquets(path))
 
 
 def _metadata(folder: Path) -> Path | None:
@@ -123,7 +134,7 @@ def _metadata(folder: Path) -> Path | None:
 def _names_files(file: Path) -> bool:
     """Whether there is the column that a metadata list must have, so that another file of that name is none."""
     if file.suffix == ".parquet":
-        return "file_name" in _schema(file).names
+        return "file_name" in schema_of(file).names
     with file.open("rb") as opened:
         return b"file_name" in opened.read(2**16)
 
@@ -154,10 +165,10 @@ def _arrow_files(folder: Path) -> list[Path]:
     try:
         names = [str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]]
     except (ValueError, LookupError, TypeError) as error:
-        raise _broken(folder / "state.json", error) from error
+        raise broken(folder / "state.json", error) from error
     wrong = [name for name in names if name != Path(name).name or not (folder / name).is_file()]
     if wrong or not names:
-        raise _broken(folder / "state.json", f"no file {wrong[0]!r} in its folder" if wrong else "no files named")
+        raise broken(folder / "state.json", f"no file {wrong[0]!r} in its folder" if wrong else "no files named")
     return [folder / name for name in names]
 
 
@@ -203,99 +214,22 @@ def _columns(schema: Any) -> Columns | None:
     def first(names: Iterable[str], is_right: Callable[[Any], bool]) -> str | None:
         return next((known[name].name for name in names if name in known and is_right(known[name].type)), None)
 
-    inside = first(PICTURE_COLUMNS, _holds_bytes) or first(known, lambda kind: _is_struct(kind) and _holds_bytes(kind))
-    picture = inside or first(PATH_COLUMNS, _is_text)
+    inside = first(PICTURE_COLUMNS, holds_bytes) or first(known, lambda kind: is_struct(kind) and holds_bytes(kind))
+    picture = inside or first(PATH_COLUMNS, is_text)
     if picture is None:
         return None
     texts = [name for name in TEXT_COLUMNS if name != picture.strip().lower()]
     return Columns(
         picture=picture,
         has_pictures=inside is not None,
-        caption=first(texts, lambda kind: _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type))),
-        key=first(KEY_COLUMNS, lambda kind: _is_text(kind) or _pyarrow().types.is_integer(kind)),
-        label=first(["label"], _pyarrow().types.is_integer),
+        caption=first(texts, lambda kind: is_text(kind) or (is_list(kind) and is_text(kind.value_type))),
+        key=first(KEY_COLUMNS, lambda kind: is_text(kind) or pyarrow().types.is_integer(kind)),
+        label=first(["label"], pyarrow().types.is_integer),
     )
 
 
-def _is_text(kind: Any) -> bool:
-    types = _pyarrow().types
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _is_list(kind: Any) -> bool:
-    types = _pyarrow().types
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _is_struct(kind: Any) -> bool:
-    return _pyarrow().types.is_struct(kind)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether a column of this type can hold pictures: bytes, or datasets' {bytes, path}."""
-    types = _pyarrow().types
-    if _is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-
-def _schema(path: Path) -> Any:
-    with _reading(path):
-        return _arrow_batches(path).schema if path.suffix == ".arrow" else _pyarrow().parquet.read_schema(path)
-
-
-def _groups(path: Path, texts: list[str], picture: str | None) -> Iterator[tuple[Any, Iterable[Any]]]:
-    """(the text columns, the picture column piece by piece) of each row group, or record batch."""
-    arrow = _pyarrow()
-    if path.suffix == ".arrow":
-        for batch in _arrow_batches(path).batches:
-            yield batch.select(texts), [batch.column(picture)] if picture else []
-        return
-    with arrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-        for group in range(file.num_row_groups):
-            pieces = file.iter_batches(ROWS, row_groups=[group], columns=[picture]) if picture else []
-            yield file.read_row_group(group, columns=texts), (piece.column(0) for piece in pieces)
-
-
-class ArrowFile(NamedTuple):
-    """An arrow file in mapped memory."""
-
-    schema: Any
-    batches: list[Any]
-
-
-def _arrow_batches(path: Path) -> ArrowFile:
-    """The record batches of an arrow file. All their offsets are checked, so that none leads out of the file."""
-    status = path.stat()
-    return _mapped(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _mapped(path: Path, _size: int, _mtime_ns: int) -> ArrowFile:
-    arrow = _pyarrow()
-    with arrow.ipc.open_stream(arrow.memory_map(str(path))) as stream:
-        batches = list(stream)
-        for batch in batches:
-            batch.validate(full=True)
-        return ArrowFile(stream.schema, batches)
-
-
-def _lists_of_bytes(column: Any) -> list[list[bytes]]:
-    """The texts of each row: one, several or none. As bytes, for not all of them are the UTF-8 they should be."""
-    arrow = _pyarrow()
-    if _is_list(column.type):
-        rows = column.cast(arrow.large_list(arrow.large_binary())).to_pylist()
-        return [[text for text in row or [] if text is not None] for row in rows]
-    if arrow.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if arrow.types.is_integer(column.type):
-        column = column.cast(arrow.string())
-    return [[] if text is None else [text] for text in column.cast(arrow.large_binary()).to_pylist()]
-
-
 def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
-    for texts in _lists_of_bytes(column):
+    for texts in texts_of(column):
         short = [text for text in texts if len(text) <= MAX_TEXT_BYTES]
         if len(short) < len(texts):
             noted[f"caption over {MAX_TEXT_BYTES >> 20} MiB (not read)"] += len(texts) - len(short)
@@ -304,9 +238,9 @@ def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
 
 def _rows_of_paths(path: Path, columns: Columns, noted: Counter[str]) -> Iterator[tuple[str, list[str]]]:
     """(picture path, captions) of each row of a list."""
-    with _reading(path):
-        for group, _ in _groups(path, list(dict.fromkeys([columns.picture, *columns.texts()])), None):
-            names = (b"".join(row).decode("utf-8", "replace") for row in _lists_of_bytes(group.column(columns.picture)))
+    with reading(path):
+        for group, _ in groups_of(path, list(dict.fromkeys([columns.picture, *columns.texts()])), None):
+            names = (b"".join(row).decode("utf-8", "replace") for row in texts_of(group.column(columns.picture)))
             nothing = ([] for _ in range(len(group)))
             captions = _captions(group.column(columns.caption), noted) if columns.caption else nothing
             yield from zip(names, captions, strict=True)
@@ -325,15 +259,15 @@ def build(path: Path) -> Index:
     skipped, noted = Counter[str](), Counter[str]()
     table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
     groups, paths, rows, before = list[int](), list[bytes](), list[int](), 0
-    with _reading(path):
-        columns = _columns(_schema(path))
+    with reading(path):
+        columns = _columns(schema_of(path))
         if columns is None or not columns.has_pictures:
-            raise _broken(path, "no picture column")
-        for group, (texts, pieces) in enumerate(_groups(path, columns.texts(), columns.picture)):
+            raise broken(path, "no picture column")
+        for group, (texts, pieces) in enumerate(groups_of(path, columns.texts(), columns.picture)):
             pictures = [picture for piece in pieces for picture in _places(piece, path.parent)]
             count = len(pictures)
             captions = list(_captions(texts.column(columns.caption), noted)) if columns.caption else [[]] * count
-            keys = _lists_of_bytes(texts.column(columns.key)) if columns.key else [[]] * count
+            keys = texts_of(texts.column(columns.key)) if columns.key else [[]] * count
             labels = texts.column(columns.label).to_pylist() if columns.label else [None] * count
             for row, (picture, said, key, label) in enumerate(zip(pictures, captions, keys, labels, strict=True)):
                 if isinstance(picture, str):
@@ -363,14 +297,14 @@ def build(path: Path) -> Index:
 
 
 def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:
-    """Of each row: the picture's size and the path where it lies, if beside the table; or why it cannot be used."""
+    """The picture's size, and its path if it lies beside the table, of each row; or why it cannot be used."""
     paths: list[bytes | None] = [None] * len(column)
-    if _is_struct(column.type) and column.type.get_field_index("path") >= 0:
-        texts = _lists_of_bytes(column.flatten()[column.type.get_field_index("path")])
+    if is_struct(column.type) and column.type.get_field_index("path") >= 0:
+        texts = texts_of(column.flatten()[column.type.get_field_index("path")])
         paths = [text[0] if text else None for text in texts]
-    if _is_struct(column.type):
+    if is_struct(column.type):
         column = column.flatten()[column.type.get_field_index("bytes")]
-    sizes = _pyarrow().compute.binary_length(column.cast(_pyarrow().large_binary())).to_pylist()
+    sizes = pyarrow().compute.binary_length(column.cast(pyarrow().large_binary())).to_pylist()
     for size, beside in zip(sizes, paths, strict=True):
         if size is None and beside:
             beside = beside.decode("utf-8", "replace").encode()
@@ -381,7 +315,7 @@ def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:
             size = file.stat().st_size
         else:
             beside = b""
-        yield "no picture" if size is None else _unusable(size) or (size, beside)
+        yield "no picture" if size is None else unusable(size) or (size, beside)
 
 
 @dataclass(frozen=True)
@@ -414,9 +348,9 @@ class Rows:
 
     path: Path
     sha256: str
-    """Of the file."""
+    """The file's."""
     first: int
-    """Of its pairs that can be used."""
+    """The number of the first pair, of those in the file that can be used."""
     count: int
     needs_caption: bool
 
@@ -426,8 +360,8 @@ class Rows:
         return f"{self.path.name}, pairs {self.first:,} to {self.first + self.count:,}"
 
     def digest(self) -> str:
-        """Of the file's sha256, which its index knows, and which pairs of it these are. Pictures that lie beside the
-        table count by their path alone."""
+        """A sha256 of the file's, which its index knows, and of which pairs of it these are. Pictures that lie beside
+        the table count by their path alone."""
         return hashlib.sha256(f"{self.sha256} {self.first} {self.count}".encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -450,41 +384,23 @@ class Rows:
             group=int(found.arrays["groups"][sample]),
         )
 
-
-def _read_inside(path: Path, files: Sequence[Path], *, needs_caption: bool) -> Source:
-    """Tables by their indexes. One that cannot be read is counted; where no other is left, it is an error."""
-    skipped, noted = Counter[str](), Counter[str]()
-    parts: list[Rows] = []
-    ranges: list[tuple[str, str]] = []
-    faults: list[DataError] = []
-    for file, told in zip(files, ensure_all(files, build), strict=True):
-        if isinstance(told, DataError):
-            faults.append(told)
-            noted[f"table that cannot be read ({file.name})"] += 1
-            continue
-        skipped.update(told["skipped"])
-        noted.update(told["noted"])
-        skipped["no caption"] += told["pictures"] - told["captioned"] if needs_caption else 0
-        if told["captioned" if needs_caption else "pictures"]:
-            parts += _parts(file, told["sha256"], needs_caption=needs_caption)
-            ranges.append((told["least_key"], told["greatest_key"]))
-    if faults and len(faults) == len(files):
-        raise faults[0]
-    ranges.sort()
-    if any(later[0] <= earlier[1] for earlier, later in pairwise(ranges)):
-        # keys that come in several files, or may: made different by the file's name
-        return Source(path, tuple(Prefixed(part, f"{part.path.stem}/") for part in parts), +skipped, +noted)
-    return Source(path, tuple(parts), +skipped, +noted)
+    def keys(self) -> Iterator[bytes]:
+        """The keys of all pairs, from the index."""
+        found = load(self.path, self.sha256, build)
+        samples = found.captioned if self.needs_caption else np.arange(len(found))
+        return found.keys(samples[self.first : self.first + self.count])
 
 
-def _parts(path: Path, sha256: str, *, needs_caption: bool) -> Iterator[Rows]:
-    index = load(path, sha256, build)
+def _parts(path: Path, told: dict[str, Any], needs_caption: bool) -> list[Rows]:
+    """The stretches of a table, of whole row groups with `PART` pairs or more in all, but for the last one."""
+    index = load(path, told["sha256"], build)
     groups = index.arrays["groups"][index.captioned] if needs_caption else index.arrays["groups"]
-    first = 0
+    parts, first = list[Rows](), 0
     for end in [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]:
         if end - first >= PART or end == len(groups):
-            yield Rows(path, sha256, first, end - first, needs_caption)
+            parts.append(Rows(path, told["sha256"], first, end - first, needs_caption))
             first = end
+    return parts
 
 
 _row_groups = Kept(KEPT_BYTES)
@@ -492,9 +408,9 @@ _row_groups = Kept(KEPT_BYTES)
 
 @lru_cache(maxsize=1024)
 def _picture_column(path: Path, _sha256: str) -> str:
-    columns = _columns(_schema(path))
+    columns = _columns(schema_of(path))
     if columns is None:
-        raise _broken(path, "no picture column")
+        raise broken(path, "no picture column")
     return columns.picture
 
 
@@ -502,42 +418,11 @@ def _pictures(path: Path, sha256: str, group: int) -> Any:
     """The picture column of a row group or record batch: an arrow array."""
     name = _picture_column(path, sha256)
     if path.suffix == ".arrow":
-        with _reading(path):
-            return _arrow_batches(path).batches[group].column(name)
+        with reading(path):
+            return opened_arrow(path).batches[group].column(name)
 
     def unpack() -> Any:
-        with _reading(path), _pyarrow().parquet.ParquetFile(path) as file:
+        with reading(path), pyarrow().parquet.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[name]).column(0)
 
     return _row_groups.get((path, sha256, group), unpack)
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", extra="data", needed_for="reading tables") from None
-    return pyarrow
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever pyarrow finds wrong with a file, as a `DataError`."""
-    try:
-        yield
-    except LimnerError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, NotImplementedError, _pyarrow().ArrowException) as error:
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, got: object) -> DataError:
-    return DataError(
-        f"The table {path}",
-        must="be readable to its end",
-        got=str(got).split("\n")[0].rstrip("."),
-        then="Fetch or write it again.",
-    )

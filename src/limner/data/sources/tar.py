@@ -7,10 +7,10 @@ from typing import IO, NamedTuple
 
 BLOCK = 512
 MAX_SAID_BYTES = 2**16
-"""Of a header about the next member: a name, a size."""
+"""Bytes of a header about the next member (a name, a size) that are read, at most."""
 MAX_NAME_BYTES = 4096
 MAX_TRAIL_BYTES = 2**20
-"""Looked at behind the end of the archive."""
+"""Bytes that are looked at behind the end of the archive."""
 NOT_A_FILE = "shard member that is not a plain file"
 
 
@@ -19,7 +19,7 @@ class Member(NamedTuple):
 
     name: str
     offset: int
-    """Of its content, in bytes."""
+    """Where its content begins, in bytes."""
     size: int
 
 

@@ -7,8 +7,9 @@ import pyarrow.parquet
 import pytest
 
 from limner.data import write as module
+from limner.data.pairs import Pair, listed
 from limner.data.sources.read import read_pairs
-from limner.data.write import Sample, is_whole, write_shards
+from limner.data.write import Sample, is_whole, repack, write_shards
 from limner.errors import DataError
 from limner.files import sha256_of
 
@@ -92,3 +93,21 @@ def test_folders_of_others_are_left_alone(samples: list[Sample], tmp_path: Path)
     with pytest.raises(DataError, match="Choose another folder"):
         write_shards(samples, tmp_path / "train", origin={})
     assert (tmp_path / "train" / "thesis.txt").exists()
+
+
+def test_pairs_of_any_layout_become_shards(folder_of_pairs: Path, tmp_path: Path):
+    (folder_of_pairs / "02.png").write_bytes(b"<html>")
+    path = folder_of_pairs / "01.png"
+    odd = Pair("odd", path, 0, path.stat().st_size, ("one", "two"), chances=(0.25, 0.75), label=7, held_out=True)
+    source = listed(folder_of_pairs, [odd, *read_pairs(folder_of_pairs)])
+    assert repack(source, tmp_path / "set", per_shard=10) == {"not a picture": 1}
+    written = read_pairs(tmp_path / "set")
+    assert len(written) == 40 and len(written.parts) == 4
+    assert (written[0].captions, written[0].chances) == (odd.captions, odd.chances)
+    assert written[0].label == 7 and written[0].held_out and written[0].read() == path.read_bytes()
+    assert [pair.captions for pair in written][1:] == [
+        (f"picture number {number}",) for number in range(40) if number != 2
+    ]
+    with tarfile.open(tmp_path / "set" / "00000.tar") as tar:
+        record = json.load(tar.extractfile("000001.json"))  # type: ignore[arg-type]
+    assert record["source_key"] == "00.png"

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import CASES, run
 from safetensors.torch import load_file
-from test_step import ALONE, difference
 
+from helpers.ranks import CASES, run
+from helpers.training import ALONE, difference
 from limner.demo.pairs import write_demo
 from limner.errors import ConfigError
 from limner.run import RunDirectory
 from limner.training.checkpoint import is_readable
 from limner.training.watch import SILENCE_SECONDS, find_lost
-from limner.training.world import check_share
+from limner.training.world import share_of_rank
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def run_ranks(number: int, folder: Path, *command: str) -> None:
     shared = os.environ | {"WORLD_SIZE": str(number), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in range(number):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
         with (folder / f"rank-{rank}.log").open("w") as log:
             processes.append(subprocess.Popen([sys.executable, *command], env=shared | own, stderr=log))
     try:
@@ -53,7 +53,7 @@ def run_ranks(number: int, folder: Path, *command: str) -> None:
 @pytest.mark.parametrize("number", [2, 4])
 def test_every_gradient_is_that_of_one_process(number: int, tmp_path: Path, request: pytest.FixtureRequest):
     """With DDP and FSDP, in micro-batches, recomputed, with duplicates, and with pairs that could not be read."""
-    run_ranks(number, tmp_path, str(HERE / "ranks.py"), str(tmp_path))
+    run_ranks(number, tmp_path, "-m", "helpers.ranks", str(tmp_path))
     for name, case in CASES.items():
         alone, together = run(case, ALONE), load_file(tmp_path / f"{name}.safetensors")
         # measured (benchmarks/results/ranks.json): at most 3e-15 and 2e-6, and 3e-3 where the text encoder is bf16
@@ -98,7 +98,7 @@ def test_a_run_on_two_ranks_ends_with_the_weights_of_one(digits: list[str], tmp_
     # convolutions sum in another order on two threads than on the one that torchrun gives a rank
     settings = [*digits, "--train.epochs", "0.5", "--train.micro-batch", "64", "--optim.ema-decay", "0.9"]
     settings += ["--optim.eps", "0.01"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     for out, command in (
         ("one", [sys.executable, "-m", "limner", "train", *settings]),
         ("two", torchrun(*settings, "--train.parallel", parallel)),
@@ -257,9 +257,9 @@ def test_who_is_lost(heard: dict[int, tuple[dict[str, Any], float]], said: str |
 
 def test_a_batch_is_shared_evenly():
     three = ALONE.__class__(rank=0, size=3, device=ALONE.device, at=ALONE.at)
-    assert check_share(96, three) == 32
+    assert share_of_rank(96, three) == 32
     with pytest.raises(ConfigError, match=r"multiple of the 3 ranks. Got 128. Take 126"):
-        check_share(128, three)
+        share_of_rank(128, three)
 
 
 def test_one_process_decides_alone():

@@ -148,7 +148,7 @@ def test_settings_that_limner_does_not_have_are_all_named(tmp_path: Path):
 
 def test_an_old_hugging_face_config_means_vit_b_32_and_an_end_token_of_2_is_the_highest_id():
     shape = convert.architecture_from_hf({"text_config": {"eos_token_id": 2}}, {}, where="x")
-    assert shape == limner.model.zoo.ZOO["ViT-B/32"]
+    assert shape == ZOO["ViT-B/32"]
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------

@@ -2,27 +2,22 @@ import base64
 import io
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from helpers.vocabulary import openai
 from limner.curate.check import check
 from limner.curate.findings import Histogram
-from limner.data.tokenizer import Tokenizer
 from limner.errors import StorageError
 from limner.report.check import default_file, write_sheet
 from limner.report.html import Chart, number, percent, thumbnail
 
-OPENAI = cache(Tokenizer.openai)
-
 
 @pytest.fixture(autouse=True)
 def one_tokenizer(monkeypatch: pytest.MonkeyPatch):
-    """Loading the paper's vocabulary takes half a second."""
-    OPENAI().cut = 0
-    monkeypatch.setattr("limner.data.check.Tokenizer.openai", OPENAI)
+    monkeypatch.setattr("limner.curate.check.Tokenizer.openai", openai)
 
 
 def sheet(path: Path, out: Path) -> str:

@@ -7,9 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from limner.data import pairs
+from limner.data.sources import arrow
 from limner.data.sources import tables as module
+from limner.data.sources.kept import Kept
 from limner.data.sources.read import read_pairs, read_pictures
-from limner.data.sources.tables import Kept, is_table_folder
+from limner.data.sources.tables import are_tables
 from limner.errors import DataError, MissingExtra
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -23,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "PART", 1)
-    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(arrow, "ROWS", 2)
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_a_parquet_list(folder_of_pairs: Path, kind: pa.DataType):
     assert [(p.key, p.captions) for p in source] == [("00.png", ("one", "two")), ("01.png", ("another",))]
     assert source[0].read() == (folder_of_pairs / "00.png").read_bytes()
     assert source.skipped == {"picture file missing, or outside of the list's folder": 1}
-    assert not is_table_folder(folder_of_pairs)  # the folder itself is one of pictures
+    assert not are_tables(str(folder_of_pairs))  # the folder itself is one of pictures
 
 
 def test_a_parquet_list_with_several_captions_a_row_and_without_any(folder_of_pairs: Path):
@@ -155,7 +158,7 @@ def test_img2dataset_parquet(tmp_path: Path, pictures: list[bytes], kind: pa.Dat
 
 
 def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, pictures: list[bytes], monkeypatch):
-    monkeypatch.setattr(module, "MAX_PICTURE_BYTES", 5000)
+    monkeypatch.setattr(pairs, "MAX_PICTURE_BYTES", 5000)
     monkeypatch.setattr(module, "MAX_TEXT_BYTES", 100)
     outside = tmp_path / "secret.png"
     outside.write_bytes(pictures[9])
@@ -185,7 +188,7 @@ def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, pictures: list
         "no picture": 2,
         "picture file missing, or outside of the list's folder": 2,
         "empty picture file": 1,
-        module.TOO_LARGE: 1,
+        pairs.TOO_LARGE: 1,
         "no caption": 2,
     }
     assert source.noted.total() == 1
@@ -368,21 +371,3 @@ def test_row_groups_are_unpacked_once_and_bounded(tmp_path: Path, pictures: list
     for index in (0, 9, 8, 0, 9):
         assert source[index].read() == pictures[index]
     assert len(unpacked) <= 2 + 4 and kept.bytes > 1
-
-
-def test_kept_values_go_in_the_order_of_their_use():
-    kept, made = Kept(250), []
-
-    def get(key: str) -> None:
-        kept.get(key, lambda: (made.append(key), pa.array([0] * 12, pa.int64()))[1])  # 96 bytes
-
-    for key in "abacab":  # c drives b out, b then c
-        get(key)
-    assert made == ["a", "b", "c", "b"] and kept.bytes == 192
-
-
-def test_a_value_that_cannot_be_made_is_not_kept():
-    kept = Kept(100)
-    with pytest.raises(OSError, match="once"):
-        kept.get("a", lambda: (_ for _ in ()).throw(OSError("once")))
-    assert kept.get("a", lambda: pa.array([1]))[0].as_py() == 1

@@ -5,8 +5,7 @@ import os
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.tars import pairs, tar
+from helpers.vocabulary import openai
 from limner.cli.command import main
-from limner.curate import check as checking
+from limner.curate import signals
 from limner.curate.check import check
-from limner.curate.findings import Finding
+from limner.curate.findings import Finding, Findings
 from limner.curate.signals import look_of
-from limner.data.show import describe_pair, find_pair, stats
-from limner.data.tokenizer import Tokenizer
+from limner.data import reading
+from limner.data.pairs import Pair
 from limner.errors import ConfigError, DataError
 from limner.files import sha256_of
-
-OPENAI = cache(Tokenizer.openai)
 
 
 @pytest.fixture(autouse=True)
 def one_tokenizer(monkeypatch: pytest.MonkeyPatch):
-    """Loading the paper's vocabulary takes half a second."""
-    OPENAI().cut = 0
-    monkeypatch.setattr("limner.data.check.Tokenizer.openai", OPENAI)
+    monkeypatch.setattr("limner.curate.check.Tokenizer.openai", openai)
 
 
-def of(findings: checking.Findings) -> dict[str, Finding]:
+def of(findings: Findings) -> dict[str, Finding]:
     assert len({finding.what for finding in findings.findings}) == len(findings.findings)
     return {finding.what: finding for finding in findings.findings}
-
-
-def shard(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
 
 
 def photo(seed: int, size: int = 200, format: str = "PNG") -> bytes:
@@ -118,36 +105,51 @@ def test_unreadable_pictures_by_reason(folder_of_pairs: Path, picture: Callable[
     assert found.unreadable_share == 0.1 and not {0, 1, 2, 3} & set(found.shown)
 
 
-def test_pictures_that_stand_still_are_left(folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch):
-    decode, over, slow_one = checking.decode, threading.Event(), (folder_of_pairs / "09.png").read_bytes()
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Opened at the end of the test, so that threads which stand still there go on and end."""
+    event = threading.Event()
+    yield event
+    event.set()
 
-    def slow(content: bytes, *args: Any, **more: Any) -> np.ndarray:
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of tenths of a second."""
+    for name in ("DEADLINE_SECONDS", "PATIENCE_SECONDS"):
+        monkeypatch.setattr(reading, name, 0.3)
+    monkeypatch.setattr(reading, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(reading, "CLOSE_SECONDS", 0.1)
+
+
+def test_pictures_that_stand_still_are_left(
+    folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch, quick: None, gate: threading.Event
+):
+    decode, slow_one = signals.decode, (folder_of_pairs / "09.png").read_bytes()
+
+    def slow(content: bytes, *args: Any, begun: Callable[[], None], **more: Any) -> np.ndarray:
+        begun()
         if content == slow_one:
-            over.wait(60)
+            gate.wait(60)
         return decode(content, *args, **more)
 
-    monkeypatch.setattr(checking, "decode", slow)
-    monkeypatch.setattr(checking, "DEADLINE_SECONDS", 1.0)
-    monkeypatch.setattr("limner.data.workers.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(signals, "decode", slow)
     found, _ = check(str(folder_of_pairs), batch_size=32, workers=2)
-    over.set()
-    assert [(one.key, one.reason) for one in found.unreadable] == [("09.png", checking.LATE)]
+    assert [(one.key, one.reason) for one in found.unreadable] == [("09.png", reading.LATE)]
 
 
-def test_a_read_that_never_returns_would_stop_training(folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch):
-    read, over = checking.read_again, threading.Event()
+def test_a_read_that_never_returns_would_stop_training(
+    folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch, quick: None, gate: threading.Event
+):
+    read = Pair.read
 
-    def slow(pair: Any, task: Any) -> bytes:
-        content = read(pair, task)
+    def slow(pair: Pair) -> bytes:
         if pair.key == "09.png":
-            over.wait(60)
-        return content
+            gate.wait(60)
+        return read(pair)
 
-    monkeypatch.setattr(checking, "read_again", slow)
-    monkeypatch.setattr(checking, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr("limner.data.workers.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(Pair, "read", slow)
     found, _ = check(str(folder_of_pairs), batch_size=32, workers=2)
-    over.set()
     assert of(found)["unreadable: over 60 s to read"].severity == "error" and not found.would_run
 
 
@@ -270,13 +272,6 @@ def test_sizes_are_those_of_the_upright_picture(folder_of_pairs: Path, picture: 
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def pairs(picture: Callable[..., bytes], first: int, number: int) -> dict[str, bytes]:
-    members: dict[str, bytes] = {}
-    for i in range(first, first + number):
-        members |= {f"{i:03d}.png": picture(seed=i), f"{i:03d}.txt": f"picture number {i}".encode()}
-    return members
-
-
 def test_faults_of_members(tmp_path: Path, picture: Callable[..., bytes]):
     odd = {
         "a.b.png": picture(seed=90),
@@ -289,12 +284,12 @@ def test_faults_of_members(tmp_path: Path, picture: Callable[..., bytes]):
         "f.txt": b"f",
         "f.json": b"{",
     }
-    path = shard(tmp_path / "0.tar", {**pairs(picture, 0, 60), **odd})
-    with tarfile.open(path, "a") as tar:
+    path = tar(tmp_path / "0.tar", {**pairs(picture, 0, 60), **odd})
+    with tarfile.open(path, "a") as writer:
         for name, kind in (("l.png", tarfile.SYMTYPE), ("p.png", tarfile.FIFOTYPE)):
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, "/etc/hosts"
-            tar.addfile(link)
+            writer.addfile(link)
     found, _ = check(str(path), batch_size=32, workers=1)
     named = of(found)
     counted = {what: (finding.count, finding.examples) for what, finding in named.items() if "more" not in what}
@@ -310,7 +305,7 @@ def test_faults_of_members(tmp_path: Path, picture: Callable[..., bytes]):
 
 def test_shards_cut_short_and_shards_that_are_none(tmp_path: Path, picture: Callable[..., bytes]):
     for number in range(3):
-        shard(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
+        tar(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
     (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[:40_000])
     (tmp_path / "3.tar").write_bytes(b"<html>" * 100)
     named = of(check(str(tmp_path), batch_size=32, workers=1)[0])
@@ -321,7 +316,7 @@ def test_shards_cut_short_and_shards_that_are_none(tmp_path: Path, picture: Call
 
 def test_shards_that_are_not_what_their_manifest_says(tmp_path: Path, picture: Callable[..., bytes]):
     for number in range(3):
-        shard(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
+        tar(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
     manifest = {"shards": [{"name": f"{n}.tar", "sha256": sha256_of(tmp_path / f"{n}.tar")} for n in range(3)]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     what = "shards that are not what their manifest.json says"
@@ -340,9 +335,9 @@ def test_shards_that_are_not_what_their_manifest_says(tmp_path: Path, picture: C
 
 
 def test_keys_that_come_in_several_shards(tmp_path: Path, picture: Callable[..., bytes]):
-    shard(tmp_path / "a" / "0.tar", pairs(picture, 0, 20))
-    shard(tmp_path / "a" / "1.tar", {**pairs(picture, 50, 20), "007.png": picture(seed=80), "007.txt": b"seven"})
-    shard(tmp_path / "b" / "0.tar", pairs(picture, 100, 20) | pairs(picture, 0, 1))
+    tar(tmp_path / "a" / "0.tar", pairs(picture, 0, 20))
+    tar(tmp_path / "a" / "1.tar", {**pairs(picture, 50, 20), "007.png": picture(seed=80), "007.txt": b"seven"})
+    tar(tmp_path / "b" / "0.tar", pairs(picture, 100, 20) | pairs(picture, 0, 1))
     found = of(check(str(tmp_path / "a"), batch_size=32)[0])
     finding = found["keys that come in several shards"]
     assert (finding.severity, finding.count, finding.examples) == ("note", 1, ("0/007",))
@@ -353,7 +348,7 @@ def test_keys_that_come_in_several_shards(tmp_path: Path, picture: Callable[...,
 
 def test_fewer_shards_than_readers_is_no_matter(tmp_path: Path, picture: Callable[..., bytes]):
     for number in range(3):
-        shard(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
+        tar(tmp_path / f"{number}.tar", pairs(picture, 20 * number, 20))
     found, _ = check(str(tmp_path), batch_size=32, ranks=2, workers=2)
     finding = of(found)["fewer shards than the 4 readers of all ranks"]
     assert finding.severity == "note" and finding.count == 3 and "No matter for limner" in finding.advice
@@ -388,47 +383,3 @@ def test_findings_are_plain_values(folder_of_pairs: Path):
     (folder_of_pairs / "01.png").write_bytes((folder_of_pairs / "02.png").read_bytes())
     found, _ = check(str(folder_of_pairs), batch_size=32)
     assert json.loads(json.dumps(dataclasses.asdict(found)))["unreadable"][0][:2] == ["00.png", "not a picture"]
-
-
-def test_data_stats(folder_of_pairs: Path, capsys: pytest.CaptureFixture[str]):
-    (folder_of_pairs / "00.txt").unlink()
-    told = stats(str(folder_of_pairs))
-    assert (told["pairs"], told["parts"], told["captions"], told["skipped"]) == (39, 1, 39, {"no caption": 1})
-    assert told["words_per_caption"] == {"least": 3, "median": 3.0, "mean": 3.0, "most": 3}
-    assert told["order"]["window_pairs"] == 39
-    assert run("data", "stats", str(folder_of_pairs), "--json") == 0
-    assert json.loads(capsys.readouterr().out) == told
-    assert run("data", "stats", str(folder_of_pairs)) == 0
-    assert "no caption 1" in capsys.readouterr().out
-
-
-def test_data_show(tmp_path: Path, picture: Callable[..., bytes], capsys: pytest.CaptureFixture[str]):
-    for number in range(2):
-        members = {"a.jpg": picture(30, 20, seed=number, format="JPEG"), "a.txt": b"one", "a.cls": b"0"}
-        members |= {f"b{number}.png": b"x", f"b{number}.json": b'{"captions": ["one", "two"]}'}
-        shard(tmp_path / "shards" / f"{number}.tar", members)
-    path = str(tmp_path / "shards")
-    assert run("data", "show", path, "1/a", "--out", str(tmp_path / "picture"), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["captions"] == ["one"] and told["label"] == 0 and told["file"].endswith("1.tar")
-    assert (told["format"], told["width"], told["height"]) == ("JPEG", 30, 20)
-    content = (tmp_path / "picture.jpeg").read_bytes()
-    assert content == picture(30, 20, seed=1, format="JPEG")
-    assert Path(told["file"]).read_bytes()[told["offset"] :][: told["size"]] == content
-    assert run("data", "show", path, "1/a") == 0
-    assert "label     0" in " ".join(capsys.readouterr().out.split("\n"))
-    told, content = describe_pair(find_pair(path, "b1"))
-    assert told["key"] == "1/b1" and told["captions"] == ["one", "two"] and content == b"x"
-    assert told["unreadable"] == "not a picture: 1 bytes of another format"
-    assert run("data", "show", path, "b1", "--out", str(tmp_path / "other.dat")) == 0
-    assert (tmp_path / "other.dat").read_bytes() == b"x" and "not a picture" in capsys.readouterr().out
-
-
-def test_a_key_that_names_no_picture_or_several(tmp_path: Path, picture: Callable[..., bytes]):
-    for number in range(2):
-        shard(tmp_path / f"{number}.tar", pairs(picture, 0, 3))
-    with pytest.raises(DataError, match=r"Got 2 that end so. Take one of 0/001, 1/001\."):
-        find_pair(str(tmp_path), "001")
-    with pytest.raises(DataError, match=r"Did you mean 0/001\?"):
-        find_pair(str(tmp_path), "0/0001")
-    assert run("data", "show", str(tmp_path), "none") == 2

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from limner.data.tokenizer import Tokenizer
 from limner.data.write import Sample, write_classes, write_shards
-from limner.errors import ConfigError, DataError, ModelError
-from limner.evaluation.metrics import ranks, share_within, wilson
+from limner.errors import ConfigError, DataError
+from limner.evaluation.metrics import ranks_of_right, share_within, wilson
 from limner.evaluation.retrieval import retrieval
 from limner.evaluation.suite import evaluate_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.model.clip import CLIP, create
-from limner.use.classify import classify_pictures
 
 
 @pytest.fixture
@@ -26,10 +25,10 @@ def model(tokenizer: Tokenizer) -> CLIP:
 def test_ranks_of_a_matrix_worked_out_by_hand():
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8], [0.4, 0.4, 0.4]])
     right = torch.eye(3, dtype=torch.bool)
-    assert ranks(scores, right).tolist() == [0, 1, 2]  # ties count against the model
-    assert [share_within(ranks(scores, right), k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert ranks_of_right(scores, right).tolist() == [0, 1, 2]  # ties count against the model
+    assert [share_within(ranks_of_right(scores, right), k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
     several = torch.tensor([[True, False, True], [True, False, True], [False, True, True]])
-    assert ranks(scores, several).tolist() == [0, 0, 1]
+    assert ranks_of_right(scores, several).tolist() == [0, 0, 1]
 
 
 @given(seed=st.integers(0, 1000), queries=st.integers(1, 8), candidates=st.integers(1, 12))
@@ -38,7 +37,7 @@ def test_recall_grows_with_k_and_reaches_one(seed: int, queries: int, candidates
     scores = torch.randn(queries, candidates, generator=generator)
     right = torch.zeros(queries, candidates, dtype=torch.bool)
     right[:, 0] = True
-    shares = [share_within(ranks(scores, right), k) for k in range(1, candidates + 1)]
+    shares = [share_within(ranks_of_right(scores, right), k) for k in range(1, candidates + 1)]
     assert shares == sorted(shares) and shares[-1] == 1.0
 
 
@@ -139,22 +138,6 @@ def test_pictures_without_captions_or_labels_are_not_a_task(model: CLIP, folder_
         path.unlink()
     with pytest.raises(DataError, match="limner classify"):
         evaluate_task(model, folder_of_pairs)
-
-
-def test_classify_leaves_out_what_it_cannot_read(
-    model: CLIP, folder_of_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    model.save(tmp_path / "model")
-    (folder_of_pairs / "03.png").write_bytes(b"not a picture")
-    missing = tmp_path / "missing.png"
-    answers = classify_pictures(tmp_path / "model", [folder_of_pairs, missing], ["dog", "table"], ["{}"])
-    assert len(answers) == 39
-    error = capsys.readouterr().err
-    assert "03.png" in error and "missing.png" in error
-    with pytest.raises(DataError, match="none that can be read"):
-        classify_pictures(tmp_path / "model", [missing], ["dog", "table"], ["{}"])
-    with pytest.raises(ModelError):
-        classify_pictures(tmp_path / "none", [missing], ["dog", "table"], ["{}"])
 
 
 def test_a_caption_or_a_label_missing_is_a_counted_skip(model: CLIP, folder_of_pairs: Path):

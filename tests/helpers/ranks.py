@@ -1,22 +1,24 @@
-"""One rank of test_distributed.py: every case on this rank's share of the batch, gradients written as safetensors.
+"""One rank of test_world.py: every case on this rank's share of the batch, gradients written as safetensors.
 
-python ranks.py FOLDER    with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them
+python -m helpers.ranks FOLDER    with tests/ on the path and RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT as torchrun
+sets them
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from test_step import RESNET, VIT, batch_of
 from torch import Tensor
 
+from helpers.training import RESNET, VIT, batch_of
 from limner.architecture import Architecture
 from limner.data.loader import Batch
 from limner.model.clip import create
-from limner.objectives.contrastive import contrastive_loss_and_accuracy
+from limner.objectives.contrastive import Contrastive
+from limner.objectives.objective import Trainee
 from limner.training.guard import Guard
 from limner.training.optimizer import halve_weights
 from limner.training.step import backward
@@ -69,18 +71,15 @@ def run(case: Case, ranks: World) -> dict[str, Tensor]:
         rows = rows[case.left_out :]
     everything = batch_of(24, case.shape.image_size)
     batch = Batch(everything.pixels[rows], everything.tokens[rows], (), everything.identities[rows])
-    positives = batch.identities // 4 if case.duplicates else None
-
-    def loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return contrastive_loss_and_accuracy(image, text, scale, group=ranks.group, positives=positives)
-
-    replica = parallelise(model, case.parallel, ranks)
+    batch = replace(batch, identities=batch.identities // 4)
+    objective = Contrastive("positives" if case.duplicates else "negatives")
+    replica = parallelise(Trainee(model, objective), case.parallel, ranks)
     pieces = -(-share // case.micro_batch)
     dtype = torch.bfloat16 if case.half else torch.float32
-    outcome = backward(replica, batch, loss, pieces=pieces, dtype=dtype, world=ranks)
-    found, norms = Guard(model, ranks).look(outcome, 0)
+    outcome = backward(replica, batch, pieces=pieces, dtype=dtype, world=ranks)
+    found, norms = Guard(model, ranks).look(outcome.loss, outcome.finite, 0)
     outcome.statistics.advance(ranks, found)
-    results = {"loss": outcome.loss, "accuracy": outcome.accuracy, "found": found}
+    results = {"loss": outcome.loss, "accuracy": outcome.metrics["accuracy"], "found": found}
     results |= {f"norm {name}": norm for name, norm in norms.items()}
     results |= {f"gradient {name}": gathered(p.grad) for name, p in model.named_parameters()}
     results |= {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}

@@ -423,7 +423,7 @@ def one_name_twice(folder: Path, big: bool) -> Expected:
 @case
 def tiny_members(folder: Path, big: bool) -> Expected:
     """Each pair takes 2 kB in the tar; in the big case there are 500,000, a million members."""
-    number = 500_000 if big else 2500
+    number = 500_000 if big else 200
     content = encoded("GIF", (2, 2))
 
     def blocks() -> Iterator[bytes]:

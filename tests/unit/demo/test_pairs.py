@@ -9,7 +9,7 @@ from PIL import Image
 
 from limner.data.sources.read import read_pairs
 from limner.demo import pairs as module
-from limner.demo.pairs import write_demo
+from limner.demo.pairs import default_folder, write_demo
 from limner.errors import DataError
 
 SVG = (
@@ -17,14 +17,13 @@ SVG = (
 )
 
 
-def test_digits(tmp_path: Path):
-    said: list[str] = []
-    for _ in range(2):
-        write_demo(tmp_path, source="digits", say=said.append)
-    assert "nothing to do" in said[-1] and len(said) == 2
-    train, test = read_pairs(tmp_path / "train"), read_pairs(tmp_path / "test")
+def test_digits(digits_run: Path):
+    folder, said = digits_run.parents[1] / default_folder("digits"), list[str]()
+    write_demo(folder, source="digits", say=said.append)
+    assert said == [f"{folder} is whole: nothing to do."]
+    train, test = read_pairs(folder / "train"), read_pairs(folder / "test")
     assert (len(train), len(test)) == (1438, 359)
-    names = (tmp_path / "classnames.txt").read_text().splitlines()
+    names = (folder / "classnames.txt").read_text().splitlines()
     assert all(pair.captions[0] == names[pair.label or 0] for pair in test)
 
 

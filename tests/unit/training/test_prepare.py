@@ -7,7 +7,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import torch
-from limner.training.allocator import keep_freed_memory
+from limner.training.prepare import keep_freed_memory
 
 def step():
     kept = [torch.ones(10_000_000 + 500_000 * i) for i in range(6)]  # 40 to 50 MB each, freed at once

@@ -1,0 +1,96 @@
+"""What the verbs of the command line share: flags to a call, results to standard output, words to standard error.
+
+A verb is a plain function. Its positional-only parameters are what it is about and have their names, in capitals, in
+the help; the others are flags; the first line of its docstring is its line in `limner --help`.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_origin
+
+from limner.errors import require
+
+
+def summary(verb: Callable[..., Any]) -> str:
+    """The first line of a verb's docstring."""
+    return (inspect.getdoc(verb) or "").splitlines()[0]
+
+
+def from_flags(verb: Callable[..., Any], args: Sequence[str], name: str, **options: Any) -> None:
+    """Call `verb` with the flags in `args`; one that is not known ends with exit code 2 and names the nearest."""
+    import tyro
+
+    def shown(parameter: inspect.Parameter) -> Any:
+        """The type of a parameter, with what the help says of it."""
+        kind, name = parameter.annotation, parameter.name.upper()
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            name = f"{name} ..." if get_origin(kind) is list else name
+            return Annotated[kind, tyro.conf.arg(metavar=name, help_behavior_hint="(required)")]
+        if dataclasses.is_dataclass(kind):  # each of its fields is a flag
+            return Annotated[kind, tyro.conf.arg(name="")]
+        # a default that says nothing is not printed: the text beside the flag says what happens without it
+        hint = "" if parameter.default in (None, False, ()) else None
+        return Annotated[
+            kind, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=hint)
+        ]
+
+    annotations = {key: shown(parameter) for key, parameter in inspect.signature(verb).parameters.items()}
+    tyro.cli(Described(verb, annotations), args=args, prog=f"limner {name}", **options)
+
+
+class Described:
+    """A verb with other annotations than its own; of a function around it tyro would take those of the verb."""
+
+    def __init__(self, verb: Callable[..., Any], annotations: dict[str, Any]) -> None:
+        self.verb, self.__annotations__ = verb, annotations
+        self.__signature__ = inspect.signature(verb)
+        self.__doc__ = inspect.getdoc(getattr(verb, "func", verb))  # of functools.partial, what it calls
+
+    def __call__(self, *values: Any, **flags: Any) -> None:
+        """Call the verb."""
+        self.verb(*values, **flags)
+
+
+def require_top(top: int) -> None:
+    """Refuse a number of answers below one."""
+    require(top >= 1, "--top", "be at least 1", top, "Ask for one or more answers.")
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def print_json(values: Any) -> None:
+    """Results for machines."""
+    print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Results for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")  # a path is never shortened
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """Named values for people: several of one name below each other, what is not there left out."""
+    rows = []
+    for name, value in values.items():
+        several = value if isinstance(value, list) else [] if value in ({}, None) or value is False else [value]
+        rows += [("" if i else name.replace("_", " "), _text(one)) for i, one in enumerate(several)]
+    print_table(("", ""), rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(number)}" for name, number in value.items())
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,137 @@
+"""The verbs that use a model: `limner eval`, `limner classify`, `limner search`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from limner.cli.show import print_json, print_table, require_top
+from limner.config import DEFAULT_TEMPLATES
+from limner.errors import require
+
+Precision = Literal["fp32", "bf16"]
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: tuple[str, ...] = (),
+    device: str = "auto",
+    precision: Precision = "fp32",
+    features: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Measure a run or a model: zero-shot accuracy, retrieval, with intervals.
+
+    Zero-shot accuracy is measured where pictures have labels, recall both ways where they have captions.
+
+    Intervals are of 95 %.
+
+    Args:
+        model: a run, measured on its own test set, or a model directory.
+        data: what to measure on instead: folders, lists or shards.
+        device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
+        precision: what the encoders compute in; bf16 is faster on a GPU and less exact.
+        features: keep the features of the pictures in this folder, and take them from there the next time.
+        json: print the rows as JSON.
+    """
+    from limner.evaluation.metrics import describe_row
+    from limner.evaluation.suite import evaluate_run
+
+    evaluations = evaluate_run(model, data, device=device, precision=precision, keep=features)
+    rows = [row for evaluation in evaluations for row in evaluation.rows]
+    if json:
+        print_json([asdict(row) for row in rows])
+    else:
+        print_table(
+            ("task", "metric", "value", "95 % interval", "of"),
+            [(row.task, row.metric, *describe_row(row), f"{row.count:,}") for row in rows],
+        )
+
+
+def classify(
+    model: str,
+    images: list[str],
+    /,
+    *,
+    labels: tuple[str, ...],
+    template: tuple[str, ...] = DEFAULT_TEMPLATES,
+    top: int = 5,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    features: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Name pictures: limner classify MODEL IMAGES --labels cat dog "red fox".
+
+    Args:
+        model: a model directory or a finished run.
+        images: picture files, or folders, lists and shards of them.
+        labels: the names to choose from.
+        template: one or more sentences with {} where the name goes; their features are averaged.
+        top: how many names to print for each picture.
+        device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
+        precision: what the encoders compute in; bf16 is faster on a GPU and less exact.
+        features: keep the features of the pictures in this folder, and take them from there the next time.
+        json: print JSON.
+    """
+    from limner.store.store import load
+    from limner.use.classify import classify_images
+
+    names = names_in(labels)
+    require_top(top)
+    require(
+        bool(images), "IMAGES", "be one picture at least, or a folder of them", "none", "Give them before --labels."
+    )
+    require(bool(names), "--labels", "be one name at least", "none", "Put spaces between names: --labels cat dog.")
+    loaded = load(model, device=device, precision=precision)
+    answers = classify_images(loaded, images, names, template, top=top, keep=features)
+    if json:
+        print_json([asdict(answer) for answer in answers])
+    else:
+        print_table(
+            ("picture", "names"),
+            [(a.image, "  ".join(f"{name} {share:.1%}" for name, share in a.names.items())) for a in answers],
+        )
+
+
+def search(
+    model: str,
+    data: str,
+    text: str,
+    /,
+    *,
+    top: int = 10,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    features: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Find pictures by a sentence: limner search MODEL DATA "a smiling cat".
+
+    Args:
+        model: a model directory or a finished run.
+        data: a folder of pictures, a list, or shards.
+        text: the sentence.
+        top: how many pictures to print.
+        device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
+        precision: what the encoders compute in; bf16 is faster on a GPU and less exact.
+        features: keep the features of the pictures in this folder, and take them from there the next time.
+        json: print JSON.
+    """
+    from limner.store.store import load
+    from limner.use.search import find
+
+    require_top(top)
+    hits = find(load(model, device=device, precision=precision), data, text, top=top, keep=features)
+    if json:
+        print_json([asdict(hit) for hit in hits])
+    else:
+        print_table(("similarity", "picture", "file"), [(f"{h.similarity:.3f}", h.key, h.path) for h in hits])
+
+
+def names_in(labels: Sequence[str]) -> list[str]:
+    """The names in --labels; a single value with commas is several names, as it was written before."""
+    names = labels[0].split(",") if len(labels) == 1 else labels
+    return [name.strip() for name in names if name.strip()]
