@@ -281,20 +281,19 @@ def count_layers(shapes: Shapes, prefix: str) -> int:
 def openai_blocks(ours: str, theirs: str, layers: int) -> Names:
     """OpenAI's names of the tensors of `layers` transformer blocks."""
     block = {
-        "norm_1.weight": "ln_1.weight",
-        "norm_1.bias": "ln_1.bias",
-        "attention.in_proj.weight": "attn.in_proj_weight",
-        "attention.in_proj.bias": "attn.in_proj_bias",
-        "attention.out_proj.weight": "attn.out_proj.weight",
-        "attention.out_proj.bias": "attn.out_proj.bias",
-        "norm_2.weight": "ln_2.weight",
-        "norm_2.bias": "ln_2.bias",
-        "mlp.inwards.weight": "mlp.c_fc.weight",
-        "mlp.inwards.bias": "mlp.c_fc.bias",
-        "mlp.outwards.weight": "mlp.c_proj.weight",
-        "mlp.outwards.bias": "mlp.c_proj.bias",
+        "norm_1": "ln_1.",
+        "attention.in_proj": "attn.in_proj_",
+        "attention.out_proj": "attn.out_proj.",
+        "norm_2": "ln_2.",
+        "mlp.inwards": "mlp.c_fc.",
+        "mlp.outwards": "mlp.c_proj.",
     }
-    return {f"{ours}.{layer}.{a}": f"{theirs}.{layer}.{b}" for layer in range(layers) for a, b in block.items()}
+    return {
+        f"{ours}.{layer}.{a}.{part}": f"{theirs}.{layer}.{b}{part}"
+        for layer in range(layers)
+        for a, b in block.items()
+        for part in ("weight", "bias")
+    }
 
 
 def hf_blocks(ours: str, theirs: str, layers: int) -> Names:

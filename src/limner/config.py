@@ -118,7 +118,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: every rank holds the whole model (ddp), or a share of each block's weights (fsdp)."""
     patience_seconds: float = 45.0
-    """Where a rank stands still and another has waited for it this long, the job ends and says so."""
+    """The job ends and says so when a rank stands still and another one has waited for it this long."""
     checkpoint_minutes: float = 5.0
     """A checkpoint is written at least this often, at Ctrl-C and at the end."""
 
@@ -154,7 +154,7 @@ class RunConfig:
     and caption columns, a Hugging Face datasets directory, WebDataset shards (a folder, a.tar, a/{00000..00099}.tar,
     or an address such as s3://bucket/a); several of these with :: between them."""
     data_weights: tuple[float, ...] = ()
-    """Of several sources: how often an epoch sees each pair of each; 1 by default."""
+    """How often an epoch sees each pair of each source, where there are several; 1 by default."""
     test: str | None = None
     """Pairs or labelled pictures to measure on. Without it `holdout` of the training pairs are kept back."""
     out: Path | None = None

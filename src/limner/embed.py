@@ -35,7 +35,7 @@ class Embedded:
     indices: list[int]
     """The numbers in the source of the readable images, rising."""
     features: Float[Tensor, "images embed"]
-    """Theirs: float32, L2-normalised, on the CPU."""
+    """Their features: float32, L2-normalised, on the CPU."""
     unreadable: list[Unread]
 
     def pairs(self) -> list[Pair]:

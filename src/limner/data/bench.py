@@ -32,7 +32,7 @@ class Stage:
     cpu_ms_per_pair: float
     pairs_per_second_per_core: float
     pairs_per_second: float
-    """By the clock."""
+    """The rate by the clock, all workers together."""
 
 
 def bench(source: Source, *, image_size: int, batch_size: int, batches: int, workers: int | None) -> list[Stage]:

@@ -111,7 +111,7 @@ class ResNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The weights' dtype."""
         return self.conv1.weight.dtype
 
     def resize_grid(self, old: int, new: int) -> None:

@@ -35,7 +35,7 @@ class ViT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The weights' dtype."""
         return self.class_embedding.dtype
 
     def resize_grid(self, old: int, new: int) -> None:

@@ -160,7 +160,7 @@ def architecture_from_weights(weights: Tensors, activation: Activation) -> Archi
 
 
 def _objective(*, has_bias: bool) -> dict[str, Any]:
-    """Of an architecture with a logit bias: the sigmoid objective, for which alone open_clip has one."""
+    """What a logit bias means for an architecture: open_clip has one for the sigmoid objective alone."""
     return {"objective": "sigmoid", "initial_logit_scale": 10.0, "initial_logit_bias": -10.0} if has_bias else {}
 
 
@@ -321,7 +321,7 @@ def architecture_from_hf(config: dict[str, Any], preprocessor: dict[str, Any], *
 
 
 def _side(size: int | dict[str, int], key: str) -> int | None:
-    """Of a picture in a preprocessor_config.json, which has a number or a dictionary of them."""
+    """The side of an image in a preprocessor_config.json, which has a number or a dictionary of them."""
     return size.get(key) if isinstance(size, dict) else size
 
 

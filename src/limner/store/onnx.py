@@ -43,7 +43,7 @@ EXTERNAL_BYTES = 1_900_000_000
 CHECKED = ((1, 1.0), (2, 0.0), (5, 0.5))
 """The batches that a graph is measured on: (inputs, tokens as a share of the context length, one at least)."""
 SUFFIXES = ("", "_quantized")
-"""Of the file names of float32 and of int8 graphs."""
+"""The ends of the file names of float32 and of int8 graphs."""
 LOG_ERRORS = 3
 """onnxruntime's level that is silent about everything but errors."""
 
@@ -69,7 +69,7 @@ class Exported:
 
     file: Path
     bytes: int
-    """Of the graph and, if its weights are in a file of their own, of that too."""
+    """The size of the graph, and of the file with its weights if there is one."""
     cosine: float
     """The smallest of all inputs."""
     max_abs_difference: float

@@ -81,7 +81,7 @@ class Outcome:
     """What a batch gave, as tensors on the device: reading one waits for the device."""
 
     loss: Tensor
-    """Of the global batch."""
+    """The global batch's."""
     metrics: dict[str, Tensor]
     """What else the objective measured."""
     scalars: dict[str, Tensor]
@@ -264,7 +264,7 @@ class RunningStatistics:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Any]:
-    """Of torch's global generators: the CPU's and the device's."""
+    """The states of torch's global generators: the CPU's and the device's."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 

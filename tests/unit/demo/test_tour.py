@@ -2,14 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from limner.config import RunConfig
+from limner.demo import tour
 from limner.demo.tour import run_demo, train_or_continue
 from limner.errors import ConfigError
+from limner.evaluation import suite
+from limner.model.clip import CLIP
+from limner.report import run as report
 from limner.run import RunDirectory
+from limner.store import store
 
 
 def test_it_learns_to_read_digits(digits_run: Path):
@@ -40,12 +47,25 @@ def test_the_report_is_one_file_with_everything_in_it(digits_run: Path):
 
 
 def test_a_second_call_measures_again_and_a_changed_one_is_refused(digits_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """It loads the model once, and encodes each test picture once for all that it shows of them."""
     monkeypatch.chdir(digits_run.parent.parent)
+    loaded, encoded, plain_load, plain_encode = [], [], store.load, CLIP.encode_image
+
+    def load(path: Path, **settings: Any) -> CLIP:
+        loaded.append(path)
+        return plain_load(path, **settings)
+
+    def encode_image(self: CLIP, images: Any, **settings: Any) -> Any:
+        encoded.append(len(images))
+        return plain_encode(self, images, **settings)
+
+    for module in (tour, suite, report):
+        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(CLIP, "encode_image", encode_image)
     before = (digits_run / "model" / "model.safetensors").stat().st_mtime_ns
     assert run_demo("digits") == digits_run / "report.html"
     assert (digits_run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert len(loaded) == 1 and sum(encoded) == 359
     config: RunConfig = RunDirectory(digits_run).read_config()
-    from dataclasses import replace
-
     with pytest.raises(ConfigError, match="another --out"):
         train_or_continue(replace(config, seed=5), RunDirectory(digits_run))

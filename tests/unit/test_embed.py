@@ -1,0 +1,121 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.tokenizer import Tokenizer
+from limner.embed import embed_images, embed_texts, stream_images
+from limner.errors import ConfigError, DataError
+from limner.model.clip import CLIP, create
+from limner.store.store import load
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer, tmp_path: Path) -> CLIP:
+    """A saved one: it has a fingerprint."""
+    create("RN-nano", tokenizer=tokenizer).save(tmp_path / "model")
+    return load(tmp_path / "model")
+
+
+def test_features_are_those_of_the_model_on_pillows_pixels(
+    model: CLIP, folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("limner.embed.BATCH", 7)
+    source = read_pairs(folder_of_pairs)
+    embedded = embed_images(model, source)
+    assert embedded.indices == list(range(40)) and [pair.key for pair in embedded.pairs()] == [p.key for p in source]
+    with torch.no_grad():
+        expected = model.encode_image([folder_of_pairs / pair.key for pair in source])
+    assert torch.allclose(embedded.features, expected, atol=1e-6)
+    assert embedded.features.dtype == torch.float32 and not embedded.features.is_inference()
+    streamed = [indices for indices, _, _ in stream_images(model, source)]
+    assert [len(indices) for indices in streamed] == [7, 7, 7, 7, 7, 5]
+
+
+def test_what_cannot_be_read_is_counted_and_left_out(model: CLIP, folder_of_pairs: Path):
+    (folder_of_pairs / "03.png").write_bytes(b"not a picture")
+    embedded = embed_images(model, read_pairs(folder_of_pairs))
+    assert len(embedded.indices) == len(embedded.features) == 39 and 3 not in embedded.indices
+    assert [(one.key, one.got) for one in embedded.unreadable] == [("03.png", "13 bytes of another format")]
+    for file in folder_of_pairs.glob("*.png"):
+        file.write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="40 unreadable"):
+        embed_images(model, read_pairs(folder_of_pairs))
+
+
+def test_texts_in_any_number_are_those_one_by_one(model: CLIP, monkeypatch: pytest.MonkeyPatch):
+    texts = [f"picture number {number}" for number in range(11)]
+    whole = embed_texts(model, texts)
+    monkeypatch.setattr("limner.embed.TEXTS", 4)
+    assert torch.allclose(embed_texts(model, texts), whole, atol=1e-6)
+
+
+# --- kept on disk ----------------------------------------------------------------------------------------------------
+
+
+def test_kept_features_are_taken_from_disk(
+    model: CLIP, folder_of_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (folder_of_pairs / "03.png").write_bytes(b"not a picture")
+    source, keep = read_pairs(folder_of_pairs), tmp_path / "kept"
+    first = embed_images(model, source, keep=keep)
+    monkeypatch.setattr(CLIP, "encode_image", lambda *_: pytest.fail("encoded again"))
+    again = embed_images(model, source, keep=keep)
+    assert torch.equal(first.features, again.features)
+    assert (first.indices, first.unreadable) == (again.indices, again.unreadable)
+
+
+def test_another_model_or_other_data_has_another_file(
+    model: CLIP, tokenizer: Tokenizer, folder_of_pairs: Path, tmp_path: Path, picture: Callable[..., bytes]
+):
+    keep = tmp_path / "kept"
+    first = embed_images(model, read_pairs(folder_of_pairs), keep=keep)
+    create("RN-nano", tokenizer=tokenizer, seed=1).save(tmp_path / "other")
+    other = embed_images(load(tmp_path / "other"), read_pairs(folder_of_pairs), keep=keep)
+    assert not torch.allclose(first.features, other.features, atol=1e-3)
+    # another picture of the same size: the fingerprint does not see it, the time of the file does
+    file = folder_of_pairs / "05.png"
+    content = file.read_bytes()
+    replaced = next(c for seed in range(100, 400) if len(c := picture(seed=seed)) == len(content))
+    file.write_bytes(replaced)
+    assert read_pairs(folder_of_pairs).fingerprint == first.source.fingerprint
+    third = embed_images(model, read_pairs(folder_of_pairs), keep=keep)
+    apart = (third.features - first.features).abs().amax(dim=1)
+    assert np.flatnonzero(apart > 1e-3).tolist() == [5]
+    assert len(list(keep.glob("*.safetensors"))) == 3
+
+
+def test_a_damaged_file_is_made_again_with_a_word(
+    model: CLIP, folder_of_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, keep = read_pictures(folder_of_pairs), tmp_path / "kept"
+    first = embed_images(model, source, keep=keep)
+    (file,) = keep.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    assert torch.equal(embed_images(model, source, keep=keep).features, first.features)
+    assert "damaged" in capsys.readouterr().err
+    assert torch.equal(embed_images(model, source, keep=keep).features, first.features)
+
+
+def test_a_model_without_a_fingerprint_keeps_nothing(tokenizer: Tokenizer, folder_of_pairs: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="must have a fingerprint"):
+        embed_images(create("RN-nano", tokenizer=tokenizer), read_pairs(folder_of_pairs), keep=tmp_path / "kept")
+
+
+# --- device and precision --------------------------------------------------------------------------------------------
+
+
+def test_device_and_precision(model: CLIP, folder_of_pairs: Path, tmp_path: Path):
+    source = read_pairs(folder_of_pairs)
+    exact = embed_images(model, source).features
+    half = load(tmp_path / "model", precision="bf16", device="auto")
+    near = embed_images(half, source).features
+    assert near.dtype == torch.float32 and (near.norm(dim=1) - 1).abs().max() < 1e-5
+    assert 0 < (near - exact).abs().max() < 0.05
+    assert half.fingerprint != model.fingerprint
+    for name in ("cuda:77", "gpu"):
+        with pytest.raises(ConfigError, match="The device must be auto, or one that this machine"):
+            load(tmp_path / "model", device=name)
