@@ -3,7 +3,8 @@
 Makes the indexes of shards in memory, ten thousand pairs each, with the keys and captions that img2dataset gives, and
 splits a source of them. Beside it, in turns, the way of before, a loop over all pairs: each is made, its key hashed and
 a number drawn for it. Both must keep back the same pairs. Then the same from index files on disk, where an index is
-loaded, and its sha256 compared, before its keys are taken.
+loaded, and its sha256 compared, before its keys are taken. Seconds are the processor's, of this process: they say what
+a core can do, also while something else runs beside it.
 
     python benchmarks/split.py [--pairs 400000] > benchmarks/results/split.json
 """
@@ -78,9 +79,9 @@ def as_before(source: Source) -> list[np.ndarray]:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+    start = time.process_time()
     result = work()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def main() -> None:
