@@ -72,7 +72,7 @@ def write_pairs(folder: Path) -> None:
         content = buffer.getvalue()
         samples.append(
             Sample(
-                picture=content[: len(content) // 2] if index in UNREADABLE else content,
+                image=content[: len(content) // 2] if index in UNREADABLE else content,
                 extension="png",
                 width=48,
                 height=40,

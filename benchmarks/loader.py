@@ -54,7 +54,7 @@ def write_pairs(folder: Path) -> float:
     samples = []
     for _ in range(PAIRS):
         caption = " ".join(rng.choice(words, rng.integers(6, 18)))
-        sample = Sample(picture=photo(rng), extension="jpg", width=WIDTH, height=HEIGHT, captions=(caption,), record={})
+        sample = Sample(image=photo(rng), extension="jpg", width=WIDTH, height=HEIGHT, captions=(caption,), record={})
         samples.append(sample)
     write_shards(samples, folder, origin={"made": "for this benchmark"}, per_shard=256)
     return statistics.mean(len(sample.picture) for sample in samples)

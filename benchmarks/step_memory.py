@@ -134,9 +134,7 @@ def one_step_of_32768(recipe: str, model: str) -> dict[str, Any]:
             buffer = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)).save(buffer, "JPEG")
             caption = " ".join(rng.choice(WORDS, 6))
-            return Sample(
-                picture=buffer.getvalue(), extension="jpg", width=64, height=64, captions=(caption,), record={}
-            )
+            return Sample(image=buffer.getvalue(), extension="jpg", width=64, height=64, captions=(caption,), record={})
 
         write_shards([pair() for _ in range(PAIRS)], Path(folder) / "pairs", origin={"source": "made up"})
         run = RunDirectory(Path(folder) / "run")

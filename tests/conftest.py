@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -45,10 +46,11 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture() -> Callable[..., bytes]:
-    """Makes an encoded picture of random pixels."""
+    """Makes an encoded picture of random pixels, the same for the same arguments."""
 
+    @functools.cache
     def make(width: int = 40, height: int = 30, *, seed: int = 0, mode: str = "RGB", format: str = "PNG") -> bytes:
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         buffer = io.BytesIO()

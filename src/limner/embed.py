@@ -8,6 +8,7 @@ the CPU as float32. What was embedded once is known by the fingerprints of model
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def stream_images(
     model: CLIP, source: Source
 ) -> Iterator[tuple[list[int], Float[Tensor, "batch embed"], list[Unread]]]:
     """The features of a source's images as they are made: (numbers in the source, features, what could not be read)."""
-    for indices, pixels, unreadable in centres(source, model.architecture.image_size, batch_size=BATCH):
-        with torch.inference_mode():
-            features = model.encode_image(pixels).cpu()
-        yield indices, features.clone(), unreadable  # an ordinary tensor, that anything can be done with
+    with closing(centres(source, model.architecture.image_size, batch_size=BATCH)) as batches:
+        for indices, pixels, unreadable in batches:
+            with torch.inference_mode():
+                features = model.encode_image(pixels).cpu()
+            yield indices, features.clone(), unreadable  # an ordinary tensor, that anything can be done with
 
 
 def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:

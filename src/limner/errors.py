@@ -3,7 +3,7 @@
 ```
 LimnerError
 ├── ConfigError     a setting, flag or argument that cannot be used
-├── DataError       pictures, captions or shards that cannot be used
+├── DataError       images, captions or shards that cannot be used
 ├── ModelError      a model directory, weights or a tokenizer that do not fit
 ├── TrainingError   a run that cannot go on (exit code 1)
 ├── StorageError    a file that cannot be written: a full disk, say (exit code 1)

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from limner.config import ImageConfig
-from limner.data.decode import DAMAGED, NO_PICTURE, TOO_LONG, TOO_MANY_PIXELS
+from limner.data.decode import DAMAGED, NO_IMAGE, TOO_LONG, TOO_MANY_PIXELS
 from limner.data.loader import Loader
 from limner.data.pairs import EMPTY, TOO_LARGE
 from limner.data.sources.read import read_pairs
@@ -547,7 +547,7 @@ def pickles(folder: Path, big: bool) -> Expected:
     blocks = [member(f"{name}.{extension}", canary) for name in ("a", "good-0") for extension in ("pkl", "pyd", "pth")]
     blocks += [pair("b", canary), member("c.jpg", encoded("JPEG")), member("c.json", canary), member("c.cls", canary)]
     shard(folder, *blocks, member("c.txt", b"x"), member("c.npy", canary), member("c.pickle", canary))
-    return Expected(pairs=GOOD + 2, skipped={NO_PAIR: 1}, noted={BAD_JSON: 1}, dropped={NO_PICTURE: 1})
+    return Expected(pairs=GOOD + 2, skipped={NO_PAIR: 1}, noted={BAD_JSON: 1}, dropped={NO_IMAGE: 1})
 
 
 @case
@@ -782,7 +782,7 @@ def png_of_thousands_of_chunks(folder: Path, big: bool) -> Expected:
 @case
 def seventy_mebibytes_of_zeros(folder: Path, big: bool) -> Expected:
     shard(folder, pair("a", bytes(70 * 2**20)), pair("b", bytes(2**26 if big else 2**20)))
-    return Expected(pairs=GOOD + 1, skipped={TOO_LARGE: 1}, dropped={NO_PICTURE: 1}, megabytes=200)
+    return Expected(pairs=GOOD + 1, skipped={TOO_LARGE: 1}, dropped={NO_IMAGE: 1}, megabytes=200)
 
 
 @case
@@ -798,7 +798,7 @@ def jpeg_that_is_cut(folder: Path, big: bool) -> Expected:
 
 @case
 def html_named_jpg(folder: Path, big: bool) -> Expected:
-    return pictured(folder, b"<!doctype html><html>gone</html>", NO_PICTURE, "jpg")
+    return pictured(folder, b"<!doctype html><html>gone</html>", NO_IMAGE, "jpg")
 
 
 @case

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.embed import embed_images, embed_texts, stream_images
 from limner.errors import ConfigError, DataError
@@ -91,7 +91,7 @@ def test_another_model_or_other_data_has_another_file(
 def test_a_damaged_file_is_made_again_with_a_word(
     model: CLIP, folder_of_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    source, keep = read_pictures(folder_of_pairs), tmp_path / "kept"
+    source, keep = read_images(folder_of_pairs), tmp_path / "kept"
     first = embed_images(model, source, keep=keep)
     (file,) = keep.iterdir()
     file.write_bytes(file.read_bytes()[:-100])

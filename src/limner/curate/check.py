@@ -1,8 +1,8 @@
 """What training would meet in a source of pairs, found out before it: `limner data check`.
 
 ```
-read_pairs ─> keys, captions (from the index) ─> lengths, languages, captions of several pictures ─┐
-           └> every picture: read ─> decode, as training does ─> unreadable ones, sizes, copies   ├─> Findings
+read_pairs ─> keys, captions (from the index) ─> lengths, languages, captions of several images ─┐
+           └> every image: read ─> decode, as training does ─> unreadable ones, sizes, copies   ├─> Findings
 shards ─> sha256 against manifest.json; what the index left out or noted                         ─┘
 ```
 
@@ -28,14 +28,14 @@ from limner.curate.signals import (
     Texts,
     equal_looks,
     equal_values,
-    read_images,
+    examine_images,
     read_texts,
     spread,
 )
 from limner.data.pairs import Pair, Prefixed, Source
 from limner.data.reading import SLOW, cores
 from limner.data.sources.index import ensure
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 from limner.data.sources.shards import Shard, build
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError, require
@@ -71,7 +71,7 @@ def check(
     source, refused = _opened(path)
     indices = spread(len(source), sample, "check")
     texts = read_texts(source, indices)
-    images = read_images(source, indices, workers)
+    images = examine_images(source, indices, workers)
     copied, alike, frequent = equal_values(images.contents), equal_looks(images), equal_values(texts.hashes)
     captions = [texts.caption(source, number) for number in spread(len(texts.hashes), TEXTS, "texts").tolist()]
     (tokens, cut), languages = _tokens(captions), _languages(captions)
@@ -115,11 +115,11 @@ def _opened(path: str) -> tuple[Source, list[Finding]]:
     try:
         return read_pairs(path), []
     except DataError as error:
-        pictures = read_pictures(path)  # raises where there is not even a picture
+        images = read_images(path)  # raises where there is not even a picture
         what = f"{error.what} must {error.must}, got {error.got}"
-        captioned = pictures.where(lambda pair: bool(pair.captions))
-        bare = Counter({"no caption": len(pictures) - len(captioned)})
-        return replace(captioned, skipped=pictures.skipped + bare), [Finding("error", what, 1, None, (), error.then)]
+        captioned = images.where(lambda pair: bool(pair.captions))
+        bare = Counter({"no caption": len(images) - len(captioned)})
+        return replace(captioned, skipped=images.skipped + bare), [Finding("error", what, 1, None, (), error.then)]
 
 
 # --- the source as a whole -------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def _left_out(source: Source, texts: Texts) -> Iterator[Finding]:
 def _where(source: Source, reason: str) -> tuple[str, ...]:
     """Some of the pictures or shards that a reason of `skipped` or `noted` is about, as far as is known."""
     if reason == "no caption":
-        bare = (pair for pair in read_pictures(source.path) if not pair.captions)
+        bare = (pair for pair in read_images(source.path) if not pair.captions)
         return tuple(_bare(pair) for pair in islice(bare, EXAMPLES))
     told = (
         (shard.name, {**(about := ensure(shard.path, build))["skipped"], **about["noted"]}) for shard in _shards(source)

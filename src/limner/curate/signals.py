@@ -141,7 +141,7 @@ class Images:
     """The first hundred."""
 
 
-def read_images(source: Source, indices: np.ndarray, workers: int) -> Images:
+def examine_images(source: Source, indices: np.ndarray, workers: int) -> Images:
     """Read and decode some images of a source, as training does, with `workers` threads."""
     numbers = np.empty((5, len(indices)), dtype=np.int64)
     is_readable = np.zeros(len(indices), dtype=bool)

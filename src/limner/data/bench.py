@@ -59,14 +59,14 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
                 got="none",
                 then=f"See: limner data check {source.path}",
             )
-        pictures = [decoded(content, image_size) for content in readable[:SOME]]
-        resized = [shorter_side_fast(picture, image_size) for picture in pictures]
+        images = [decoded(content, image_size) for content in readable[:SOME]]
+        resized = [shorter_side_fast(image, image_size) for image in images]
         draws = (0.5, 0.5, 0.5)
         captions = [pair.captions[0] for pair in pairs]
         stages += [
             _timed("decode", readable, lambda content: decoded(content, image_size)),
-            _timed("resize", pictures, lambda picture: shorter_side_fast(picture, image_size)),
-            _timed("crop", resized, lambda picture: random_crop(picture, image_size, min_area=1.0, draws=draws)),
+            _timed("resize", images, lambda image: shorter_side_fast(image, image_size)),
+            _timed("crop", resized, lambda image: random_crop(image, image_size, min_area=1.0, draws=draws)),
             _timed("tokenise", captions, lambda caption: tokenizer([caption])),
         ]
     finally:
@@ -89,8 +89,8 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
 
 def decoded(content: bytes, resize: int) -> np.ndarray:
     """A picture as it is before it is resized."""
-    picture = opened(content)
-    return rgb_fast(picture, content, is_draft=drafted(picture, resize))
+    image = opened(content)
+    return rgb_fast(image, content, is_draft=drafted(image, resize))
 
 
 def _timed(stage: str, items: list[Any], work: Callable[[Any], Any]) -> Stage:

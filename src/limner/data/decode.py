@@ -29,7 +29,7 @@ MAX_ASPECT = 16
 MAX_SCANS = 100
 """Scans of a progressive JPEG, at most; it usually has ten, and each goes over all of its pixels."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
-NO_PICTURE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
+NO_IMAGE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
     "not a picture",
     "damaged picture",
     f"over {MAX_PIXELS // 10**6} million pixels",
@@ -73,13 +73,13 @@ def decode(
     for each other. Raises `Unreadable`.
     """
     try:
-        picture = opened(content, name)
-        is_draft = fast and drafted(picture, resize)
-        with _one_large if picture.width * picture.height > LARGE_PIXELS else nullcontext():
+        image = opened(content, name)
+        is_draft = fast and drafted(image, resize)
+        with _one_large if image.width * image.height > LARGE_PIXELS else nullcontext():
             begun()
             if not fast:
-                return np.asarray(shorter_side(to_rgb(picture), resize))
-            return shorter_side_fast(rgb_fast(picture, content, is_draft=is_draft), resize)
+                return np.asarray(shorter_side(to_rgb(image), resize))
+            return shorter_side_fast(rgb_fast(image, content, is_draft=is_draft), resize)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
@@ -89,22 +89,22 @@ def decode(
 def opened(content: bytes, name: str = "picture") -> Image.Image:
     """The picture in `content` with its header read and checked, its pixels not yet. Raises `Unreadable`."""
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         got = f"{len(content):,} bytes of another format" if content else "an empty file"
-        raise Unreadable(name, NO_PICTURE, got) from None
+        raise Unreadable(name, NO_IMAGE, got) from None
     except Image.DecompressionBombError as error:
         raise Unreadable(name, TOO_MANY_PIXELS, error) from None
-    short, long = sorted(picture.size)
+    short, long = sorted(image.size)
     if short * long > MAX_PIXELS:
-        got = f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}"
+        got = f"{image.width} x {image.height} pixels, over {MAX_PIXELS:,}"
         raise Unreadable(name, TOO_MANY_PIXELS, got)
     if long > MAX_ASPECT * short:
-        got = f"{picture.width} x {picture.height} pixels, longer than {MAX_ASPECT} to 1"
+        got = f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} to 1"
         raise Unreadable(name, TOO_LONG, got)
     if content.startswith(b"\xff\xd8") and _has_scans(content) and content.count(b"\xff\xda") > MAX_SCANS:
         raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
-    return picture
+    return image
 
 
 def _has_scans(content: bytes) -> bool:
@@ -122,42 +122,42 @@ def _has_scans(content: bytes) -> bool:
     return True  # padding between segments, or nothing that is known: to be on the safe side
 
 
-def drafted(picture: Image.Image, resize: int) -> bool:
+def drafted(image: Image.Image, resize: int) -> bool:
     """Have a JPEG of four times `resize` or more decoded at a fraction of its size; whether it is one."""
-    if picture.format not in JPEGS or min(picture.size) < 4 * resize:
+    if image.format not in JPEGS or min(image.size) < 4 * resize:
         return False
-    picture.draft("RGB", (2 * resize, 2 * resize))
+    image.draft("RGB", (2 * resize, 2 * resize))
     return True
 
 
-def rgb_fast(picture: Image.Image, content: bytes, *, is_draft: bool) -> np.ndarray:
+def rgb_fast(image: Image.Image, content: bytes, *, is_draft: bool) -> np.ndarray:
     """The opened picture as `to_rgb` makes it, as uint8[height width 3]."""
-    is_plain = picture.format in JPEGS and picture.mode in ("RGB", "L") and not is_draft
-    if is_plain and picture.getexif().get(ORIENTATION, 1) == 1:
+    is_plain = image.format in JPEGS and image.mode in ("RGB", "L") and not is_draft
+    if is_plain and image.getexif().get(ORIENTATION, 1) == 1:
         try:
             return simplejpeg.decode_jpeg(content, "RGB")  # the same values, without a copy
         except ValueError:
             pass  # damaged, or odd in a way that Pillow knows
-    return np.array(to_rgb(picture))
+    return np.array(to_rgb(image))
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """`picture` upright, opaque and in 8-bit RGB."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture)
-        picture = white
-    return picture.convert("RGB")
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` upright, opaque and in 8-bit RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    return image.convert("RGB")
 
 
-def shorter_side(picture: Image.Image, length: int) -> Image.Image:
-    """`picture` with its shorter side `length` pixels long, the longer one rounded down as OpenAI's preprocessing."""
-    size = _shorter(picture.size, length)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+def shorter_side(image: Image.Image, length: int) -> Image.Image:
+    """`image` with its shorter side `length` pixels long, the longer one rounded down as OpenAI's preprocessing."""
+    size = _shorter(image.size, length)
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def shorter_side_fast(pixels: np.ndarray, length: int) -> np.ndarray:
@@ -210,6 +210,6 @@ def random_crop(pixels: np.ndarray, size: int, *, min_area: float, draws: tuple[
     return square if side == size else _resized(np.ascontiguousarray(square), (size, size))
 
 
-def stack(pictures: list[np.ndarray]) -> UInt8[Tensor, "batch 3 height width"]:
+def stack(images: list[np.ndarray]) -> UInt8[Tensor, "batch 3 height width"]:
     """Pictures uint8[height width 3] as one tensor, channels first in shape and last in memory."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

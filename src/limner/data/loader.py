@@ -67,7 +67,7 @@ class Filled(NamedTuple):
 
     key: str
     caption: str
-    picture_hash: int
+    image_hash: int
 
 
 Decoded = tuple[np.ndarray, int]
@@ -185,7 +185,7 @@ class Loader:
             torch.from_numpy(pixels).permute(0, 3, 1, 2),
             torch.from_numpy(self.tokenizer(captions)),
             tuple(row.key for row in filled),
-            torch.tensor([(row.picture_hash, hash_of(row.caption.encode())) for row in filled]),
+            torch.tensor([(row.image_hash, hash_of(row.caption.encode())) for row in filled]),
             Counter(row.reason for row in rows if isinstance(row, Unread)),
         )
 
@@ -197,12 +197,12 @@ class Loader:
         if isinstance(decoded, Unread):
             return decoded
         area, across, down, choice = draws
-        picture, picture_hash = decoded
+        image, image_hash = decoded
         min_area = self.images.crop_min_area
-        cropped = random_crop(picture, self.image_size, min_area=min_area, draws=(area, across, down))
+        cropped = random_crop(image, self.image_size, min_area=min_area, draws=(area, across, down))
         if not task.over.is_set():
             into[:] = cropped
-        return Filled(pair.key, pair.caption(choice), picture_hash)
+        return Filled(pair.key, pair.caption(choice), image_hash)
 
     def _decoded(self, index: int, pair: Pair, task: Task) -> Decoded | Unread:
         """A picture and its hash, or why it cannot be used."""

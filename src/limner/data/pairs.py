@@ -21,9 +21,9 @@ from limner.data.order import Order, uniform
 from limner.data.remote import local
 from limner.errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
-MAX_PICTURE_BYTES = 64 * 2**20
-EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_PICTURE_BYTES >> 20} MiB"
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
+MAX_IMAGE_BYTES = 64 * 2**20
+EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_IMAGE_BYTES >> 20} MiB"
 MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
 """Characters of a caption, and captions of a pair; no text encoder reads as much."""
 LISTED = 1024
@@ -280,7 +280,7 @@ def listed(
 
 def unusable(size: int) -> str | None:
     """Why a picture file of `size` bytes cannot be used; None if it can."""
-    return EMPTY if size == 0 else TOO_LARGE if size > MAX_PICTURE_BYTES else None
+    return EMPTY if size == 0 else TOO_LARGE if size > MAX_IMAGE_BYTES else None
 
 
 def sifted(

@@ -9,7 +9,7 @@ import numpy as np
 from limner.data.decode import Unreadable, decode, opened
 from limner.data.order import quality
 from limner.data.pairs import Pair, order_of
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 from limner.errors import DataError, did_you_mean
 from limner.progress import track
 
@@ -33,11 +33,11 @@ def stats(path: str) -> dict[str, Any]:
         "pairs": len(source),
         "parts": len(source.parts),
         "captions": sum(captions),
-        "captions_per_picture": _spread_of(captions),
+        "captions_per_image": _spread_of(captions),
         "words_per_caption": _spread_of(words),
         "characters_per_caption": _spread_of(characters),
-        "picture_bytes": sum(sizes),
-        "bytes_per_picture": _spread_of(sizes),
+        "image_bytes": sum(sizes),
+        "bytes_per_image": _spread_of(sizes),
         "skipped": dict(source.skipped),
         "noted": dict(source.noted),
         "fingerprint": source.fingerprint,
@@ -59,7 +59,7 @@ def find_pair(path: str, key: str) -> Pair:
     """The picture at `path` that has this key: as limner names it, or its shard does. Raises `DataError` otherwise."""
     near: list[Pair] = []
     known: list[str] = []
-    for pair in read_pictures(path):
+    for pair in read_images(path):
         if pair.key == key:
             return pair
         if pair.key.endswith(f"/{key}"):

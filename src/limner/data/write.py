@@ -39,7 +39,7 @@ EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF":
 class Sample:
     """A pair to be written."""
 
-    picture: bytes
+    image: bytes
     extension: str
     """The picture's: png, jpg, webp, ..."""
     width: int
@@ -62,19 +62,19 @@ def repack(source: Source, folder: Path, *, per_shard: int = 10_000) -> Counter[
         for pair in track(source, title="Writing shards", total=len(source)):
             content = pair.read()
             try:
-                picture = opened(content, f"The picture {pair.key}")
+                image = opened(content, f"The picture {pair.key}")
             except Unreadable as error:
                 dropped[error.reason] += 1
                 continue
-            width, height = picture.size
+            width, height = image.size
             record: dict[str, Any] = {"source_key": pair.key}
             if pair.chances:
                 record["caption_probabilities"] = list(pair.chances)
             if pair.held_out:
                 record["held_out"] = True
             yield Sample(
-                picture=content,
-                extension=EXTENSIONS[str(picture.format)],
+                image=content,
+                extension=EXTENSIONS[str(image.format)],
                 width=width,
                 height=height,
                 captions=pair.captions,
@@ -172,13 +172,13 @@ def _write_shard(folder: Path, number: int, keys: Sequence[str], samples: Sequen
                 "height": sample.height,
                 "original_width": sample.width,
                 "original_height": sample.height,
-                "sha256": hashlib.sha256(sample.picture).hexdigest(),
+                "sha256": hashlib.sha256(sample.image).hexdigest(),
             }
             rows.append(row)
             record = {**row, "captions": list(sample.captions), **sample.record}
             members = {
                 "json": json.dumps(record, indent=4, ensure_ascii=False).encode(),
-                sample.extension: sample.picture,
+                sample.extension: sample.image,
                 "txt": sample.captions[0].encode(),
             }
             if sample.label is not None:

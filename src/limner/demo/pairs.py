@@ -129,11 +129,11 @@ def _write_emoji(folder: Path, origin: dict[str, Any], say: Say) -> None:
     in_all_styles = [concept.code for concept in tested if concept.code in noto]
     held_out = {in_all_styles[i] for i in rng.choice(len(in_all_styles), HELD_OUT, replace=False)}
     train = [
-        _emoji_sample(concept, style, pictures[concept.code], captions=concept.captions(rng, CAPTIONS))
+        _emoji_sample(concept, style, images[concept.code], captions=concept.captions(rng, CAPTIONS))
         for concept in concepts
         if concept.code not in held_out
-        for style, pictures in [*openmoji.items(), ("Noto Emoji", noto)]
-        if concept.code in pictures
+        for style, images in [*openmoji.items(), ("Noto Emoji", noto)]
+        if concept.code in images
     ]
     test = [
         _emoji_sample(
@@ -173,16 +173,14 @@ class Concept:
 def _emoji_sample(
     concept: Concept,
     style: str,
-    picture: bytes,
+    image: bytes,
     *,
     captions: tuple[str, ...],
     label: int | None = None,
     held_out: bool = False,
 ) -> Sample:
     record = {"code": concept.code, "style": style, "subgroup": concept.subgroup, "held_out": held_out}
-    return Sample(
-        picture=picture, extension="png", width=SIZE, height=SIZE, captions=captions, label=label, record=record
-    )
+    return Sample(image=image, extension="png", width=SIZE, height=SIZE, captions=captions, label=label, record=record)
 
 
 def _fetch(package: Package, folder: Path, say: Say) -> Path:
@@ -251,7 +249,7 @@ def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, dict[str, by
     """
     files = dict(_members(archive, "package/"))
     concepts = []
-    pictures: dict[str, dict[str, bytes]] = {"OpenMoji": {}, "OpenMoji lines": {}, "OpenMoji areas": {}}
+    images: dict[str, dict[str, bytes]] = {"OpenMoji": {}, "OpenMoji lines": {}, "OpenMoji areas": {}}
     for entry in json.loads(files["data/openmoji.json"]):
         code = _code(entry["hexcode"])
         if entry["skintone"] or code in SKIN_TONES:
@@ -269,13 +267,13 @@ def _read_openmoji(archive: Path) -> tuple[list[Concept], dict[str, dict[str, by
         whole = files[f"color/svg/{entry['hexcode']}.svg"].decode()
         drawing = _draw(whole)
         square = _square_around(drawing)
-        pictures["OpenMoji"][code] = _png(drawing.crop(square))
+        images["OpenMoji"][code] = _png(drawing.crop(square))
         lines = _draw(files[f"black/svg/{entry['hexcode']}.svg"].decode())
-        pictures["OpenMoji lines"][code] = _png(lines.crop(square))
+        images["OpenMoji lines"][code] = _png(lines.crop(square))
         areas = _draw(_without_lines(whole)).crop(square)
         if np.mean(np.asarray(areas.getchannel("A")) > 0) > LEAST_AREA:
-            pictures["OpenMoji areas"][code] = _png(areas)
-    return concepts, pictures
+            images["OpenMoji areas"][code] = _png(areas)
+    return concepts, images
 
 
 def _draw(svg: str) -> Image.Image:
@@ -311,13 +309,13 @@ def _read_pngs(archive: Path, prefix: str) -> dict[str, bytes]:
     }
 
 
-def _png(picture: Image.Image) -> bytes:
-    """`picture` on white, SIZE pixels square, as PNG."""
-    picture = to_rgb(picture)
-    if picture.size != (SIZE, SIZE):
-        picture = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+def _png(image: Image.Image) -> bytes:
+    """`image` on white, SIZE pixels square, as PNG."""
+    image = to_rgb(image)
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -337,14 +335,14 @@ def _write_digits(folder: Path, origin: dict[str, Any]) -> None:
 
     digits: Any = load_digits()
     samples = []
-    for image, label in zip(digits.images, digits.target, strict=True):
-        picture = Image.fromarray((255 - image * (255 / 16)).astype(np.uint8))
+    for strokes, label in zip(digits.images, digits.target, strict=True):
+        image = Image.fromarray((255 - strokes * (255 / 16)).astype(np.uint8))
         buffer = io.BytesIO()
-        picture.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB").save(buffer, "PNG")
+        image.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB").save(buffer, "PNG")
         captions = tuple(template.format(DIGITS[label]) for template in DIGIT_TEMPLATES)
         samples.append(
             Sample(
-                picture=buffer.getvalue(),
+                image=buffer.getvalue(),
                 extension="png",
                 width=32,
                 height=32,

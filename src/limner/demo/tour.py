@@ -78,9 +78,9 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
     say("\n5. Classify and search")
     chosen = some_images(embedded)
     names = [pair.captions[0] for pair in chosen.pairs()]
-    pictures = write_images(chosen, run.path / "pictures")
+    images = write_images(chosen, run.path / "pictures")
     classifier = ZeroShotClassifier(model, names, DEFAULT_TEMPLATES)
-    for path, answer in zip(pictures, name_all(classifier, chosen, top=3), strict=True):
+    for path, answer in zip(images, name_all(classifier, chosen, top=3), strict=True):
         likeliest = ", ".join(f"{name} {share:.0%}" for name, share in answer.names.items())
         say(f"{path.name:<32} {likeliest}")
     sentences = SENTENCES[source]
@@ -102,7 +102,7 @@ def run_demo(source: Literal["emoji", "digits"], out: Path | None = None) -> Pat
             )
     say(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open {short(report)} in a browser.\nThen try:")
     limner, where = command_name(), short(run.path)
-    say(f"  {limner} classify {where} {short(pictures[0])} --labels {shlex.join(names[:3])}")
+    say(f"  {limner} classify {where} {short(images[0])} --labels {shlex.join(names[:3])}")
     say(f"  {limner} search {where} {where}/pictures {shlex.quote(sentences[0])}")
     say(f"  {limner} train small --data A_FOLDER_OF_YOUR_PICTURES_WITH_TXT_FILES_BESIDE_THEM")
     return report

@@ -26,11 +26,11 @@ def retrieval(
     own = [sorted({index[caption] for caption in several}) for several in captions]
     text_features = embed_texts(model, different)
     to_text = _ranks_in_chunks(image_features, text_features, own)
-    pictures_of: list[list[int]] = [[] for _ in different]
-    for picture, mine in enumerate(own):
+    images_of: list[list[int]] = [[] for _ in different]
+    for image, mine in enumerate(own):
         for caption in mine:
-            pictures_of[caption].append(picture)
-    to_image = _ranks_in_chunks(text_features, image_features, pictures_of)
+            images_of[caption].append(image)
+    to_image = _ranks_in_chunks(text_features, image_features, images_of)
     return [share_row(f"retrieval.text_to_image@{k}", to_image, k, **about) for k in RECALLS] + [
         share_row(f"retrieval.image_to_text@{k}", to_text, k, **about) for k in RECALLS
     ]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from limner.data.pairs import Source
 from limner.data.reading import describe_unreadable
-from limner.data.sources.read import read_pictures
+from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row
@@ -68,7 +68,7 @@ def evaluate_task(
     model: CLIP, task: str | Path | Source, *, kept_back: bool = False, keep: Path | None = None
 ) -> Evaluation:
     """Everything that can be measured on one task, a path or a source; `keep` is a folder for the features."""
-    source = task if isinstance(task, Source) else read_pictures(task)
+    source = task if isinstance(task, Source) else read_images(task)
     return evaluate_features(model, embed_images(model, source, keep=keep), kept_back=kept_back)
 
 

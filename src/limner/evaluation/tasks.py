@@ -11,7 +11,7 @@ import cattrs
 
 from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Source
-from limner.data.sources.read import absolute, held_back_pairs, read_pictures
+from limner.data.sources.read import absolute, held_back_pairs, read_images
 from limner.errors import ConfigError
 from limner.evaluation.metrics import Row
 from limner.evaluation.zero_shot import Prediction
@@ -64,7 +64,7 @@ def own_task(run: RunDirectory) -> Source:
     """What a run is measured on: its test set, or the pairs that it kept back from training."""
     config = run.read_config()
     if config.test is not None:
-        return read_pictures(config.test)
+        return read_images(config.test)
     assert config.data is not None
     own = held_back_pairs(config.data, config.data_weights, holdout=config.holdout)
     if own is None:

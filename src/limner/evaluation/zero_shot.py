@@ -2,14 +2,13 @@
 
 ```
 class names x templates ─> prompts ─> text features ─> mean over templates ─> / L2 norm ─> classifier [classes embed]
-pictures ─> image features [batch embed] ─> x classifier x logit scale ─> softmax over the classes
+images ─> image features [batch embed] ─> x classifier x logit scale ─> softmax over the classes
 ```
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,8 @@ from limner.data.pairs import Pair
 from limner.embed import embed_texts
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row, ranks_of_right, share_row
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, ImageLike
 from limner.objectives.table import objective
-
-if TYPE_CHECKING:
-    from limner.model.clip import Picture
 
 
 class ZeroShotClassifier:
@@ -48,7 +44,9 @@ class ZeroShotClassifier:
         return rule(self.model, self.scores(image_features).to(self.model.logit_scale.device))
 
     @torch.inference_mode()
-    def predict(self, images: "Tensor | Picture | Sequence[Picture]", *, top: int = 5) -> list[list[tuple[str, float]]]:
+    def predict(
+        self, images: Tensor | ImageLike | Sequence[ImageLike], *, top: int = 5
+    ) -> list[list[tuple[str, float]]]:
         """The `top` names of each picture with their probabilities, the likeliest first."""
         found = self.probabilities(self.model.encode_image(images)).topk(min(top, len(self.class_names)), dim=-1)
         return [

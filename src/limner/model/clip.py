@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from limner.architecture import OPENAI_VOCABULARY, Architecture, architecture
 from limner.data.decode import centre_crop, decode, shorter_side, shorter_side_fast, stack, to_rgb
-from limner.data.pairs import MAX_PICTURE_BYTES
+from limner.data.pairs import MAX_IMAGE_BYTES
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError, ModelError
 from limner.model.resnet import ResNet
@@ -31,7 +31,7 @@ from limner.seeds import seed_for
 
 MAX_LOGIT_SCALE = 100.0
 
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "vit": ViT}
 """The module of each kind of image encoder: called with (config, embed_dim, image_size, activation). It gives the
 embedding of normalised pixels by `forward` and, readably, by `encode_whole`; it has `blocks`, says the `dtype` of its
@@ -112,7 +112,7 @@ class CLIP(nn.Module):
         return self.encode_image(pixels), self.encode_text(tokens), self.logit_scale
 
     def encode_image(
-        self, images: Tensor | Picture | Sequence[Picture], *, normalize: bool = True
+        self, images: Tensor | ImageLike | Sequence[ImageLike], *, normalize: bool = True
     ) -> Float[Tensor, "batch embed"]:
         """Features of pictures: paths, PIL images, uint8 pixels [batch 3 height width] (normalised here) or float
         pixels (taken as already normalised). `normalize=False` returns the raw embedding. float32 either way.
@@ -161,7 +161,7 @@ class CLIP(nn.Module):
             )
         return finish(self.text(tokens), normalize)
 
-    def resize_pictures(self, size: int) -> None:
+    def resize_images(self, size: int) -> None:
         """Take pictures of another size from now on: position embeddings are resized, the rest stays.
 
         Bicubic over the grid, the class token's (a ResNet's: the mean's) kept. So does the paper's extra epoch at 336
@@ -172,16 +172,16 @@ class CLIP(nn.Module):
         self.image.resize_grid(self.architecture.image_size // stride, size // stride)
         self.architecture, self.fingerprint = resized_architecture, None
 
-    def preprocess(self, pictures: Picture | Sequence[Picture], *, fast: bool = False) -> Tensor:
+    def preprocess(self, images: ImageLike | Sequence[ImageLike], *, fast: bool = False) -> Tensor:
         """uint8[batch 3 size size]: resized so that the shorter side fits (bicubic), the central square kept.
 
         Equal to Pillow's resize to the bit; `fast` shrinks with torch's instead (at most 1 of 255 apart) and decodes
         large JPEG files at a fraction of their size (a few of 255).
         """
-        if isinstance(pictures, str | Path | Image.Image):
-            pictures = [pictures]
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
         size = self.architecture.image_size
-        return stack([centre_crop(_pixels(picture, size, fast=fast), size) for picture in pictures])
+        return stack([centre_crop(_pixels(image, size, fast=fast), size) for image in images])
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "batch context"]:
         """Token ids of sentences."""
@@ -234,14 +234,14 @@ def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Te
     return F.normalize(embedding, dim=-1) if normalize else embedding
 
 
-def _pixels(picture: Picture, size: int, *, fast: bool) -> np.ndarray:
-    if isinstance(picture, Image.Image):
-        rgb = to_rgb(picture)
+def _pixels(image: ImageLike, size: int, *, fast: bool) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        rgb = to_rgb(image)
         return shorter_side_fast(np.array(rgb), size) if fast else np.asarray(shorter_side(rgb, size))
-    path = Path(picture)
+    path = Path(image)
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_PICTURE_BYTES)
+            content = file.read(MAX_IMAGE_BYTES)
     except OSError as error:
         raise DataError(
             f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."

@@ -99,9 +99,9 @@ def logit_chunks(
     """
     memory = images.new_empty(2, min(chunk_size, len(images)), len(texts))
     for rows in row_chunks(len(images), chunk_size):
-        pictures = images[rows] * scale
-        logits, spare = memory[:, : len(pictures)]
-        torch.mm(pictures, texts.T, out=logits)
+        scaled = images[rows] * scale
+        logits, spare = memory[:, : len(scaled)]
+        torch.mm(scaled, texts.T, out=logits)
         yield rows, logits, spare
 
 

@@ -1,8 +1,8 @@
 """check.html: one self-contained file about pairs before they are trained on, from what `limner data check` found.
 
 ```
-Findings ─> headline, table of findings, histograms, frequent captions, unreadable pictures
-         └> the source's pictures by number ─> thumbnails: a sheet of examples, copies, those that look alike
+Findings ─> headline, table of findings, histograms, frequent captions, unreadable images
+         └> the source's images by number ─> thumbnails: a sheet of examples, copies, those that look alike
 ```
 """
 

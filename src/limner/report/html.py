@@ -96,10 +96,10 @@ class Chart:
 def thumbnail(pair: Pair) -> str:
     """A small picture as a data URL; empty if it cannot be read any more."""
     try:
-        picture = Image.fromarray(decode(pair.read(), THUMBNAIL, fast=True))
+        image = Image.fromarray(decode(pair.read(), THUMBNAIL, fast=True))
     except (DataError, OSError):
         return ""
-    picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # long strips
+    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # long strips
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
+    image.save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

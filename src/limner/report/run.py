@@ -1,8 +1,8 @@
 """report.html: one self-contained file about a run, from what training and evaluation left in its directory.
 
 ```
-metrics.jsonl ─> curves            eval/TASK.json ─> numbers, pictures with names, best and worst, confused pairs
-model/ + the task's pictures ─> thumbnails, and what a few sentences find
+metrics.jsonl ─> curves            eval/TASK.json ─> numbers, images with names, best and worst, confused pairs
+model/ + the task's images ─> thumbnails, and what a few sentences find
 ```
 """
 
@@ -16,7 +16,7 @@ from jinja2 import Environment
 
 from limner.architecture import name_of
 from limner.data.pairs import Source
-from limner.data.sources.read import read_pictures
+from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images, embed_texts
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import describe_row
@@ -85,7 +85,7 @@ def _embedded(result: Evaluation, run: RunDirectory, model: CLIP, at_hand: dict[
     fingerprint = result.rows[0].data
     if fingerprint in at_hand:
         return at_hand[fingerprint]
-    source = own_task(run) if result.kept_back else read_pictures(result.data)
+    source = own_task(run) if result.kept_back else read_images(result.data)
     if source.fingerprint != fingerprint:
         raise DataError(
             f"The pictures at {source.path}",

@@ -27,7 +27,7 @@ class Check:
     fine: bool
 
 
-def golden_picture() -> np.ndarray:
+def golden_image() -> np.ndarray:
     """uint8[150 200 3]: slopes, stripes and edges, the same everywhere."""
     y, x = np.mgrid[:150, :200]
     channels = [(3 * x + 5 * y) % 256, (x * y // 7) % 256, np.where((x // 20 + y // 30) % 2, 230, 20)]
@@ -40,11 +40,11 @@ def golden_vectors(model: CLIP) -> dict[str, Tensor]:
 
     `model` is on the CPU, in float32 and in inference mode.
     """
-    picture = golden_picture()
-    pixels = model.preprocess(Image.fromarray(picture))
+    image = golden_image()
+    pixels = model.preprocess(Image.fromarray(image))
     tokens = _tokens(model)
     return {
-        "picture": torch.from_numpy(picture),
+        "picture": torch.from_numpy(image),
         "pixels": pixels,
         "image_features": model.encode_image(pixels),
         "tokens": tokens,
@@ -67,8 +67,8 @@ def _tokens(model: CLIP) -> Tensor:
 @torch.no_grad()
 def replay(model: CLIP, golden: dict[str, Tensor]) -> list[Check]:
     """Whether `model` gives here what is stored in `golden`, stage by stage."""
-    picture = Image.fromarray(golden["picture"].numpy())
-    pixels = (model.preprocess(picture).int() - golden["pixels"].int()).abs()
+    image = Image.fromarray(golden["picture"].numpy())
+    pixels = (model.preprocess(image).int() - golden["pixels"].int()).abs()
     tokens = _tokens(model)
     same = int((tokens == golden["tokens"]).all(dim=1).sum()) if tokens.shape == golden["tokens"].shape else 0
     return [

@@ -61,7 +61,7 @@ tags: [clip]
 import limner
 
 model = limner.load("MODEL")
-limner.ZeroShotClassifier(model, ["cat", "dog"], ["a picture of {}."]).predict(["picture.png"])
+limner.ZeroShotClassifier(model, ["cat", "dog"], ["a image of {}."]).predict(["image.png"])
 ```
 
 Read by {{ readers | join(", ") }}.
@@ -219,7 +219,7 @@ def load(
             then="Copy the directory again.",
         )
     if image_size is not None and image_size != shape.image_size:
-        model.resize_pictures(image_size)
+        model.resize_images(image_size)
     if precision == "bf16":
         model.image.bfloat16()
         model.text.bfloat16()

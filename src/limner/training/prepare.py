@@ -22,7 +22,7 @@ from limner.data.order import quality
 from limner.data.pairs import Source, describe, order_of
 from limner.data.reading import PATIENCE_SECONDS
 from limner.data.sources.read import absolute as absolute_data
-from limner.data.sources.read import read_pictures, training_pairs, write_manifest
+from limner.data.sources.read import read_images, training_pairs, write_manifest
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError
 from limner.files import read_json, write_json
@@ -87,7 +87,7 @@ def prepare(config: RunConfig, run: RunDirectory, world: World, *, resume: bool,
     share = share_of_rank(config.train.batch_size, world)
     dtype, reason = choose_precision(config, world.device)
     if config.test is not None:
-        read_pictures(config.test)  # so that a wrong path is not found out after the training
+        read_images(config.test)  # so that a wrong path is not found out after the training
     started = resume and bool(checkpoints(run.checkpoints))
     base = None if config.init is None or started else starting_model(config)
     tokenizer = run_tokenizer(config, run, source, base, world, resume=resume)

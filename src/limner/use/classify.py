@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limner.data.pairs import PICTURES, Pair, describe, listed
+from limner.data.pairs import IMAGE_ENDINGS, Pair, describe, listed
 from limner.data.remote import is_address
-from limner.data.sources.read import read_pictures
+from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images
 from limner.errors import DataError
 from limner.evaluation.zero_shot import ZeroShotClassifier
@@ -41,7 +41,7 @@ def classify_images(
     if not pairs:
         raise DataError(
             "The pictures to name",
-            must=f"be files ({', '.join(PICTURES)}) or folders of them",
+            must=f"be files ({', '.join(IMAGE_ENDINGS)}) or folders of them",
             got="none that can be read",
             then="Check the paths.",
         )
@@ -64,10 +64,10 @@ def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: int = 5
 def _pairs_at(path: str | Path) -> list[Pair]:
     """The images at `path`, their keys made to show where they are; none, and a word, if they cannot be read."""
     file = Path(path)
-    if file.suffix.lower() in PICTURES and file.is_file():
+    if file.suffix.lower() in IMAGE_ENDINGS and file.is_file():
         return [Pair(key=str(path), path=file, offset=0, size=file.stat().st_size)]
     try:
-        source = read_pictures(path)
+        source = read_images(path)
     except DataError as error:
         say(f"Left out: {error}")
         return []

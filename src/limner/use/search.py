@@ -5,7 +5,7 @@ from pathlib import Path
 
 from limner.data.pairs import describe
 from limner.data.reading import describe_unreadable
-from limner.data.sources.read import read_pictures
+from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images, embed_texts
 from limner.model.clip import CLIP
 from limner.progress import say
@@ -28,7 +28,7 @@ def find(model: CLIP, data: str | Path, query: str, *, top: int = 10, keep: Path
 
     `keep` is a folder for the images' features, so that the next search need not make them again.
     """
-    embedded = embed_images(model, read_pictures(data), keep=keep)
+    embedded = embed_images(model, read_images(data), keep=keep)
     source = embedded.source
     if source.skipped or embedded.unreadable:
         say(f"Not searched: {describe(source.skipped)}; {describe_unreadable(embedded.unreadable)}.")

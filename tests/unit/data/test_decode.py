@@ -150,7 +150,7 @@ def palette_with_alpha() -> Image.Image:
     return Image.open(io.BytesIO(encoded(picture)))
 
 
-PICTURES = {
+IMAGE_ENDINGS = {
     "tall": photo(100, 700),
     "wide": photo(703, 101),
     "large": photo(900, 700),
@@ -174,10 +174,10 @@ def openai_preprocessing(picture: Image.Image, size: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGE_ENDINGS)
 @pytest.mark.parametrize("size", [32, 64, 225])
 def test_preprocessing_equals_pillow_and_the_fast_way_is_within_one(name: str, size: int):
-    rgb = to_rgb(PICTURES[name])
+    rgb = to_rgb(IMAGE_ENDINGS[name])
     expected = openai_preprocessing(rgb, size)
     assert np.array_equal(centre_crop(np.asarray(shorter_side(rgb, size)), size), expected)
     fast = centre_crop(shorter_side_fast(np.array(rgb), size), size)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 from limner.data.write import Sample, write_shards
 
 
@@ -37,7 +37,7 @@ def written(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     """25 pairs in three shards that limner wrote and has read."""
     samples = [
         Sample(
-            picture=picture(seed=seed),
+            image=picture(seed=seed),
             extension="png",
             width=40,
             height=30,
@@ -201,7 +201,7 @@ WHOLE = [index for index in range(SHARD_ROWS) if index % 7 and index % 11]
 def test_an_img2dataset_folder(downloaded: Path):
     source = read_pairs(downloaded)
     assert len(source) == 3 * (len(WHOLE) - 1) and source.skipped == {"no caption": 3}
-    assert len(read_pictures(downloaded)) == 3 * len(WHOLE)
+    assert len(read_images(downloaded)) == 3 * len(WHOLE)
     told = {pair.key: pair.captions for pair in source}
     assert told == {f"{1000 * n + i:08d}": (f"caption {n} {i}",) for n in range(3) for i in WHOLE if i != 15}
     with Image.open(io.BytesIO(source[17].read())) as opened:

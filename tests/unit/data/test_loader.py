@@ -78,7 +78,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty pairs in five shards."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 40, 3), dtype=np.uint8)
     samples = (
-        Sample(picture=png(picture), extension="png", width=40, height=30, captions=(f"picture number {i}",), record={})
+        Sample(image=png(picture), extension="png", width=40, height=30, captions=(f"picture number {i}",), record={})
         for i, picture in enumerate(pixels)
     )
     folder = tmp_path_factory.mktemp("loader") / "shards"

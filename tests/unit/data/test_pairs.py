@@ -11,7 +11,7 @@ from helpers.tars import pairs, tar
 from limner.data import pairs as module
 from limner.data.order import uniform
 from limner.data.pairs import Chosen, Listed, Pair, Source, bytes_of, listed, mixture, sifted
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 
 ODD = ("a", "ä/ö.png", "\udcff.jpg", "日本", "0/00012", "")
 """Keys that are not plain: one is of a file whose name is not UTF-8."""
@@ -62,10 +62,10 @@ def sources(tmp_path: Path, picture: Callable[..., bytes], folder_of_pairs: Path
     made = {
         "folder": read_pairs(folder_of_pairs),
         "shard": read_pairs(tmp_path / "set" / "0.tar"),
-        "shard, without captions too": read_pictures(tmp_path / "set" / "0.tar"),
+        "shard, without captions too": read_images(tmp_path / "set" / "0.tar"),
         "shards of the same keys": read_pairs(tmp_path / "set"),
         "table": read_pairs(tmp_path / "x.parquet"),
-        "table, without captions too": read_pictures(tmp_path / "x.parquet"),
+        "table, without captions too": read_images(tmp_path / "x.parquet"),
         "odd keys": of_keys(*ODD),
     }
     made["mixture"] = mixture("a::b", [made["shard"], made["table"]], [1.0, 2.0])
@@ -126,7 +126,7 @@ def test_what_cannot_be_used_is_sifted_out_and_counted():
         yield Pair("a", Path("x"), 0, 10, ("c",))
         yield Pair("b", Path("x"), 0, 10)
         yield Pair("c", Path("x"), 0, 0, ("c",))
-        yield Pair("d", Path("x"), 0, module.MAX_PICTURE_BYTES + 1, ("c",))
+        yield Pair("d", Path("x"), 0, module.MAX_IMAGE_BYTES + 1, ("c",))
         skipped["broken"] += 1
 
     source = sifted("x", found(), skipped, noted, needs_caption=True)

@@ -18,7 +18,7 @@ from limner.files import sha256_of
 def samples(picture: Callable[..., bytes]) -> list[Sample]:
     return [
         Sample(
-            picture=picture(seed=i),
+            image=picture(seed=i),
             extension="png",
             width=40,
             height=30,
@@ -36,7 +36,7 @@ def test_written_and_read_again(samples: list[Sample], tmp_path: Path):
     assert len(source) == 25 and not source.skipped
     assert source[12].key == "000012" and source[24].key == "000024"
     assert source[12].captions == ("one 12", "two 12") and source[12].label == 12
-    assert source[12].read() == samples[12].picture
+    assert source[12].read() == samples[12].image
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert manifest["pairs"] == 25 and manifest["fingerprint"] == source.fingerprint
     assert [shard["pairs"] for shard in manifest["shards"]] == [10, 10, 5]

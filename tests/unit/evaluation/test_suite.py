@@ -95,7 +95,7 @@ def test_identical_captions_are_right_for_each_of_their_pictures(model: CLIP, mo
 def labelled(folder: Path, picture: Callable[..., bytes], labels: list[int]) -> Path:
     samples = [
         Sample(
-            picture=picture(seed=i),
+            image=picture(seed=i),
             extension="png",
             width=40,
             height=30,

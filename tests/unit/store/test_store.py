@@ -498,7 +498,7 @@ def test_another_resolution_resizes_the_grid_and_keeps_the_class_token(model: CL
     assert_same(larger, load(tmp_path / "larger"))
     with torch.no_grad():  # a constant grid stays what it is: bicubic weights sum to one
         getattr(model.image, "attention_pool", model.image).positional_embedding[1:] = 0.25
-    model.resize_pictures(96)
+    model.resize_images(96)
     assert model.fingerprint is None
     resized = getattr(model.image, "attention_pool", model.image).positional_embedding[1:]
     assert torch.allclose(resized, torch.tensor(0.25), atol=1e-6)
@@ -506,7 +506,7 @@ def test_another_resolution_resizes_the_grid_and_keeps_the_class_token(model: CL
 
 def test_a_size_that_does_not_divide_is_refused(model: CLIP):
     with pytest.raises(ConfigError, match=r"must be a multiple of (8|32) pixels"):
-        model.resize_pictures(100)
+        model.resize_images(100)
 
 
 def test_bfloat16_weights_halve_the_memory_and_keep_the_direction(model: CLIP, tmp_path: Path):

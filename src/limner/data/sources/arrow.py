@@ -48,16 +48,16 @@ def schema_of(path: Path) -> Any:
         return opened_arrow(path).schema if path.suffix == ".arrow" else pyarrow().parquet.read_schema(path)
 
 
-def groups_of(path: Path, texts: list[str], picture: str | None) -> Iterator[tuple[Any, Iterable[Any]]]:
+def groups_of(path: Path, texts: list[str], image: str | None) -> Iterator[tuple[Any, Iterable[Any]]]:
     """(the text columns, the picture column piece by piece) of each row group, or record batch."""
     arrow = pyarrow()
     if path.suffix == ".arrow":
         for batch in opened_arrow(path).batches:
-            yield batch.select(texts), [batch.column(picture)] if picture else []
+            yield batch.select(texts), [batch.column(image)] if image else []
         return
     with arrow.parquet.ParquetFile(path, pre_buffer=False) as file:
         for group in range(file.num_row_groups):
-            pieces = file.iter_batches(ROWS, row_groups=[group], columns=[picture]) if picture else []
+            pieces = file.iter_batches(ROWS, row_groups=[group], columns=[image]) if image else []
             yield file.read_row_group(group, columns=texts), (piece.column(0) for piece in pieces)
 
 

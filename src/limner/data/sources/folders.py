@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from limner.data.pairs import PICTURES, Pair, Source, cleaned, sifted
+from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, sifted
 from limner.data.sources.index import MAX_TEXT_BYTES
 from limner.files import is_file_in, printable
 
@@ -22,7 +22,7 @@ def read_folder(path: str, *, needs_caption: bool) -> Source:
 
 def _pairs(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in PICTURES or path.name.startswith("."):
+        if path.suffix.lower() not in IMAGE_ENDINGS or path.name.startswith("."):
             continue
         if not is_file_in(folder, path):
             skipped["broken link, or one that leads out of the folder"] += 1

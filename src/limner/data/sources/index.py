@@ -29,7 +29,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from limner.data.pairs import MAX_PICTURE_BYTES, Pair, Part, Prefixed, Source
+from limner.data.pairs import MAX_IMAGE_BYTES, Pair, Part, Prefixed, Source
 from limner.data.remote import cache_folder, content_of, expect, local, name_of, size_of
 from limner.data.sources.kept import Kept
 from limner.errors import DataError, StorageError
@@ -342,7 +342,7 @@ def _is_sound(index: Index) -> bool:
         and _are_texts(arrays["keys"], arrays["key_ends"])
         and _are_texts(arrays["captions"], arrays["caption_ends"])
         and _rises(arrays["first_captions"], len(chances))
-        and bool(((offsets >= 0) & (sizes > 0) & (sizes <= MAX_PICTURE_BYTES)).all())
+        and bool(((offsets >= 0) & (sizes > 0) & (sizes <= MAX_IMAGE_BYTES)).all())
         and (_is_sound_table(arrays) if "groups" in arrays else bool((offsets <= index.size - sizes).all()))
     )
 

@@ -36,7 +36,7 @@ def list_pairs(path: Path, skipped: Counter[str], noted: Counter[str]) -> Iterat
     read = _jsonl_rows if path.suffix.lower() == ".jsonl" else _csv_rows
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from pictures_of(read(path, file, folder), folder, skipped, noted)
+            yield from images_of(read(path, file, folder), folder, skipped, noted)
     except DataError:
         raise
     except (csv.Error, ValueError, RecursionError) as error:
@@ -45,24 +45,24 @@ def list_pairs(path: Path, skipped: Counter[str], noted: Counter[str]) -> Iterat
         ) from error
 
 
-def pictures_of(
+def images_of(
     rows: Iterable[tuple[str, Iterable[Any]]], folder: Path, skipped: Counter[str], noted: Counter[str]
 ) -> Iterator[Pair]:
     """The pictures that the rows (picture path from `folder`, captions) of a list name, each once."""
     captions_of: dict[Path, list[str]] = {}
     for name, captions in rows:
-        picture = folder / name
-        if not is_file_in(folder, picture):
+        image = folder / name
+        if not is_file_in(folder, image):
             skipped[NOT_THERE] += 1
         else:
             texts = [text for text in cleaned(captions, noted) if text]
-            captions_of.setdefault(picture.resolve(), []).extend(texts)
-    for picture, captions in captions_of.items():
+            captions_of.setdefault(image.resolve(), []).extend(texts)
+    for image, captions in captions_of.items():
         yield Pair(
-            key=printable(picture.relative_to(folder).as_posix()),
-            path=picture,
+            key=printable(image.relative_to(folder).as_posix()),
+            path=image,
             offset=0,
-            size=picture.stat().st_size,
+            size=image.stat().st_size,
             captions=tuple(captions),
         )
 
@@ -79,9 +79,9 @@ def _jsonl_rows(path: Path, file: IO[str], _folder: Path) -> Iterator[tuple[str,
                 f"Line {number} of {path}", must="be a JSON object", got=line.strip()[:60], then="Correct that line."
             )
         columns = columns or _columns(path, list(record))
-        picture, caption = record.get(columns[0]), record.get(columns[1])
+        image, caption = record.get(columns[0]), record.get(columns[1])
         several = caption if isinstance(caption, list) else [caption]
-        yield str(picture or ""), [one for one in several if one is not None]
+        yield str(image or ""), [one for one in several if one is not None]
 
 
 def _csv_rows(path: Path, file: IO[str], folder: Path) -> Iterator[tuple[str, list[str]]]:
@@ -97,13 +97,13 @@ def _csv_rows(path: Path, file: IO[str], folder: Path) -> Iterator[tuple[str, li
     rows = csv.reader(file, **dialect)
     first = next(rows, [])
     if _fits(first, folder) == LIST_WITHOUT_HEADER:
-        picture, caption = (0, 1) if is_file_in(folder, folder / first[0]) else (1, 0)
-        yield first[picture], [first[caption]]
+        image, caption = (0, 1) if is_file_in(folder, folder / first[0]) else (1, 0)
+        yield first[image], [first[caption]]
     else:
-        picture, caption = (first.index(name) for name in _columns(path, first))
+        image, caption = (first.index(name) for name in _columns(path, first))
     for row in rows:
         if row:
-            yield (row[picture], [row[caption]]) if len(row) > max(picture, caption) else ("", [])
+            yield (row[image], [row[caption]]) if len(row) > max(image, caption) else ("", [])
 
 
 LIST_WITH_HEADER, LIST_WITHOUT_HEADER = 1001, 1000
@@ -122,9 +122,9 @@ def _fits(cells: list[str], folder: Path) -> int:
 def _columns(path: Path, columns: list[str]) -> tuple[str, str]:
     """The names of the picture column and the caption column."""
     known = {column.strip().lower(): column for column in columns}
-    picture = next((known[name] for name in PATH_COLUMNS if name in known), None)
+    image = next((known[name] for name in PATH_COLUMNS if name in known), None)
     caption = next((known[name] for name in CAPTION_COLUMNS if name in known), None)
-    if picture is None or caption is None:
+    if image is None or caption is None:
         known_names = (
             f"a picture column ({', '.join(PATH_COLUMNS)}) and a caption column ({', '.join(CAPTION_COLUMNS)})"
         )
@@ -134,4 +134,4 @@ def _columns(path: Path, columns: list[str]) -> tuple[str, str]:
             got=f"columns found: {', '.join(map(repr, columns)) or 'none'}",
             then="Rename the two columns in the first line.",
         )
-    return picture, caption
+    return image, caption

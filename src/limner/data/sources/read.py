@@ -4,7 +4,7 @@
 WebDataset shards: a folder, a/{00000..00099}.tar, an address of these: s3://..., hf://...  (shards.py)  ─┐
 tables: parquet files, Hugging Face datasets' directories                                   (tables.py)   │
 lists: csv, tsv, jsonl                                                                      (lists.py)    ├─>  Source
-a folder of pictures + .txt                                                                 (folders.py)  │
+a folder of images + .txt                                                                 (folders.py)  │
 several of these: a::b                                                                                   ─┘
 ```
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from limner.data.pairs import PICTURES, Source, describe, mixture
+from limner.data.pairs import IMAGE_ENDINGS, Source, describe, mixture
 from limner.data.remote import is_address
 from limner.data.sources.folders import is_folder, read_folder
 from limner.data.sources.lists import LISTS, is_list, read_list
@@ -56,7 +56,7 @@ def read_pairs(path: str | Path, weights: Sequence[float] = ()) -> Source:
     return _read(path, weights, needs_caption=True)
 
 
-def read_pictures(path: str | Path) -> Source:
+def read_images(path: str | Path) -> Source:
     """The pictures at `path`, captioned or not.
 
     Raises `DataError` if there is no picture.
@@ -119,7 +119,7 @@ def _read_one(path: str, *, needs_caption: bool) -> Source:
     if len(source) == 0:
         raise DataError(
             f"The data at {path}",
-            must=f"hold pictures ({', '.join(PICTURES)})" + (" with captions" if needs_caption else ""),
+            must=f"hold pictures ({', '.join(IMAGE_ENDINGS)})" + (" with captions" if needs_caption else ""),
             got=f"none, and {describe(source.skipped)}" if source.skipped else "none",
             then="Put KEY.txt beside KEY.jpg, or give a list, whose paths are read from its own folder, or shards: "
             ".tar files, not compressed, in one folder.",

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from limner.data.pairs import MAX_CAPTIONS, PICTURES, Pair, Source, cleaned, unusable
+from limner.data.pairs import IMAGE_ENDINGS, MAX_CAPTIONS, Pair, Source, cleaned, unusable
 from limner.data.remote import is_address, listing, name_of
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
@@ -59,7 +59,7 @@ def read_shards(path: str, *, needs_caption: bool) -> Source:
     if not here.is_dir():
         return _read(here, [here], needs_caption=needs_caption)
     source = _read(here, sorted(here.glob("*.tar")), needs_caption=needs_caption)
-    loose = sum(file.suffix.lower() in PICTURES for file in here.iterdir())
+    loose = sum(file.suffix.lower() in IMAGE_ENDINGS for file in here.iterdir())
     return replace(source, skipped=source.skipped + Counter({"picture file beside shards": loose}))
 
 
@@ -115,18 +115,18 @@ def build(path: Path) -> Index:
             noted[f"shard cut short ({name_of(path)}: {error})"] += 1
         table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
         for key, parts in samples.items():
-            picture = next((parts[extension] for extension in PICTURES if extension in parts), None)
-            if picture is None:
-                dotted = any(PurePosixPath(extension).suffix in PICTURES for extension in parts)
+            image = next((parts[extension] for extension in IMAGE_ENDINGS if extension in parts), None)
+            if image is None:
+                dotted = any(PurePosixPath(extension).suffix in IMAGE_ENDINGS for extension in parts)
                 skipped["no picture (dots in the name: the key ends at the first)" if dotted else "no picture"] += 1
                 continue
-            if reason := unusable(picture.size):
+            if reason := unusable(image.size):
                 skipped[reason] += 1
                 continue
             captions, chances, label, held_out = _annotations(file, parts, noted)
             table["keys"].append(key)
-            table["picture_offsets"].append(picture.offset)
-            table["picture_sizes"].append(picture.size)
+            table["picture_offsets"].append(image.offset)
+            table["picture_sizes"].append(image.size)
             table["labels"].append(label)
             table["held_out"].append(held_out)
             table["counts"].append(len(captions))

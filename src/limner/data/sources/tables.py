@@ -3,7 +3,7 @@
 ```
 list.parquet: paths and captions            ─>  in memory, as of any list
 folder with metadata.csv|jsonl|parquet      ─>  the same
-x.parquet with the pictures inside          ─┐
+x.parquet with the images inside          ─┐
 folder of these: [data/][train-]*.parquet    ├─>  one Index a file (index.py)  ─>  Rows, 8,192 pairs or more each
 save_to_disk's folder: data-*.arrow         ─┘
 ```
@@ -51,11 +51,11 @@ from limner.data.sources.index import (
     text_at,
 )
 from limner.data.sources.kept import Kept
-from limner.data.sources.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, list_pairs, pictures_of
+from limner.data.sources.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, images_of, list_pairs
 from limner.errors import DataError
 from limner.files import is_file_in, sha256_of
 
-PICTURE_COLUMNS = (*PATH_COLUMNS, "picture", "jpg", "jpeg", "png", "webp")
+IMAGE_COLUMNS = (*PATH_COLUMNS, "picture", "jpg", "jpeg", "png", "webp")
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "txt", "captions")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -77,7 +77,7 @@ def are_tables(path: str) -> bool:
     if _saved_splits(here) or _metadata(here):
         return True
     parquets = _parquets(here)
-    return bool(parquets) and (columns := _columns(schema_of(parquets[0]))) is not None and columns.has_pictures
+    return bool(parquets) and (columns := _columns(schema_of(parquets[0]))) is not None and columns.has_images
 
 
 def read_tables(path: str, *, needs_caption: bool) -> Source:
@@ -97,16 +97,16 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
     if columns is None or (needs_caption and columns.caption is None):
         raise DataError(
             f"The columns of {files[0]}",
-            must=f"be a picture column ({', '.join(PICTURE_COLUMNS)})"
+            must=f"be a picture column ({', '.join(IMAGE_COLUMNS)})"
             + (f" and a caption column of text ({', '.join(TEXT_COLUMNS)})" if needs_caption else ""),
             got=f"columns found: {', '.join(map(repr, schema.names)) or 'none'}",
             then="Rename them.",
         )
-    if columns.has_pictures:
+    if columns.has_images:
         kind = Kind(build, _parts, fault="table that cannot be read", own_name=lambda name: Path(name).stem)
         return read_indexed(here, files, kind, needs_caption=needs_caption)
     rows = _rows_of_paths(files[0], columns, noted)
-    pairs = pictures_of(rows, files[0].parent.resolve(), skipped, noted)
+    pairs = images_of(rows, files[0].parent.resolve(), skipped, noted)
     return sifted(here, pairs, skipped, noted, needs_caption=needs_caption)
 
 
@@ -195,8 +195,8 @@ def _train_files(path: Path, files: list[Path]) -> list[Path]:
 class Columns(NamedTuple):
     """Which column is what."""
 
-    picture: str
-    has_pictures: bool
+    image: str
+    has_images: bool
     """The column holds pictures, not only paths."""
     caption: str | None
     key: str | None
@@ -214,14 +214,14 @@ def _columns(schema: Any) -> Columns | None:
     def first(names: Iterable[str], is_right: Callable[[Any], bool]) -> str | None:
         return next((known[name].name for name in names if name in known and is_right(known[name].type)), None)
 
-    inside = first(PICTURE_COLUMNS, holds_bytes) or first(known, lambda kind: is_struct(kind) and holds_bytes(kind))
-    picture = inside or first(PATH_COLUMNS, is_text)
-    if picture is None:
+    inside = first(IMAGE_COLUMNS, holds_bytes) or first(known, lambda kind: is_struct(kind) and holds_bytes(kind))
+    image = inside or first(PATH_COLUMNS, is_text)
+    if image is None:
         return None
-    texts = [name for name in TEXT_COLUMNS if name != picture.strip().lower()]
+    texts = [name for name in TEXT_COLUMNS if name != image.strip().lower()]
     return Columns(
-        picture=picture,
-        has_pictures=inside is not None,
+        image=image,
+        has_images=inside is not None,
         caption=first(texts, lambda kind: is_text(kind) or (is_list(kind) and is_text(kind.value_type))),
         key=first(KEY_COLUMNS, lambda kind: is_text(kind) or pyarrow().types.is_integer(kind)),
         label=first(["label"], pyarrow().types.is_integer),
@@ -239,8 +239,8 @@ def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
 def _rows_of_paths(path: Path, columns: Columns, noted: Counter[str]) -> Iterator[tuple[str, list[str]]]:
     """(picture path, captions) of each row of a list."""
     with reading(path):
-        for group, _ in groups_of(path, list(dict.fromkeys([columns.picture, *columns.texts()])), None):
-            names = (b"".join(row).decode("utf-8", "replace") for row in texts_of(group.column(columns.picture)))
+        for group, _ in groups_of(path, list(dict.fromkeys([columns.image, *columns.texts()])), None):
+            names = (b"".join(row).decode("utf-8", "replace") for row in texts_of(group.column(columns.image)))
             nothing = ([] for _ in range(len(group)))
             captions = _captions(group.column(columns.caption), noted) if columns.caption else nothing
             yield from zip(names, captions, strict=True)
@@ -261,19 +261,19 @@ def build(path: Path) -> Index:
     groups, paths, rows, before = list[int](), list[bytes](), list[int](), 0
     with reading(path):
         columns = _columns(schema_of(path))
-        if columns is None or not columns.has_pictures:
+        if columns is None or not columns.has_images:
             raise broken(path, "no picture column")
-        for group, (texts, pieces) in enumerate(groups_of(path, columns.texts(), columns.picture)):
-            pictures = [picture for piece in pieces for picture in _places(piece, path.parent)]
-            count = len(pictures)
+        for group, (texts, pieces) in enumerate(groups_of(path, columns.texts(), columns.image)):
+            images = [image for piece in pieces for image in _places(piece, path.parent)]
+            count = len(images)
             captions = list(_captions(texts.column(columns.caption), noted)) if columns.caption else [[]] * count
             keys = texts_of(texts.column(columns.key)) if columns.key else [[]] * count
             labels = texts.column(columns.label).to_pylist() if columns.label else [None] * count
-            for row, (picture, said, key, label) in enumerate(zip(pictures, captions, keys, labels, strict=True)):
-                if isinstance(picture, str):
-                    skipped[picture] += 1
+            for row, (image, said, key, label) in enumerate(zip(images, captions, keys, labels, strict=True)):
+                if isinstance(image, str):
+                    skipped[image] += 1
                     continue
-                size, beside = picture
+                size, beside = image
                 table["keys"].append(b"".join(key).decode("utf-8", "replace"))
                 table["picture_offsets"].append(row)
                 table["picture_sizes"].append(size)
@@ -333,7 +333,7 @@ class Row(Pair):
                 raise FileNotFoundError(f"no file {self.path} in the table's folder")
             return super().read()
         try:
-            content = _pictures(self.table, self.sha256, self.group)[self.offset].as_py()
+            content = _images(self.table, self.sha256, self.group)[self.offset].as_py()
             content = content["bytes"] if isinstance(content, dict) else content
         except (DataError, ValueError, LookupError) as error:  # it is not the file that it was, or cannot be read
             raise OSError(f"row {self.offset} of row group {self.group}: {error}") from error
@@ -407,16 +407,16 @@ _row_groups = Kept(KEPT_BYTES)
 
 
 @lru_cache(maxsize=1024)
-def _picture_column(path: Path, _sha256: str) -> str:
+def _image_column(path: Path, _sha256: str) -> str:
     columns = _columns(schema_of(path))
     if columns is None:
         raise broken(path, "no picture column")
-    return columns.picture
+    return columns.image
 
 
-def _pictures(path: Path, sha256: str, group: int) -> Any:
+def _images(path: Path, sha256: str, group: int) -> Any:
     """The picture column of a row group or record batch: an arrow array."""
-    name = _picture_column(path, sha256)
+    name = _image_column(path, sha256)
     if path.suffix == ".arrow":
         with reading(path):
             return opened_arrow(path).batches[group].column(name)

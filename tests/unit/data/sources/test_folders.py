@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 
 
 def test_a_folder(folder_of_pairs: Path):
@@ -23,14 +23,14 @@ def test_what_cannot_be_used_is_counted(folder_of_pairs: Path):
     source = read_pairs(folder_of_pairs)
     assert len(source) == 37
     assert source.skipped == {"no caption": 2, "empty picture file": 1}
-    assert len(read_pictures(folder_of_pairs)) == 39
+    assert len(read_images(folder_of_pairs)) == 39
 
 
 def test_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path, picture: Callable[..., bytes]):
     outside = folder_of_pairs.parent / "secret.png"
     outside.write_bytes(picture())
     (folder_of_pairs / "link.png").symlink_to(outside)
-    source = read_pictures(folder_of_pairs)
+    source = read_images(folder_of_pairs)
     assert len(source) == 40 and source.skipped == {"broken link, or one that leads out of the folder": 1}
 
 

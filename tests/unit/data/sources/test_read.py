@@ -4,7 +4,7 @@ import pytest
 
 from limner.data.pairs import Pair, Source, listed
 from limner.data.sources import read as module
-from limner.data.sources.read import LAYOUTS, Layout, held_back_pairs, read_pairs, read_pictures, training_pairs
+from limner.data.sources.read import LAYOUTS, Layout, held_back_pairs, read_images, read_pairs, training_pairs
 from limner.errors import DataError
 
 
@@ -90,6 +90,6 @@ def test_a_run_trains_on_what_is_not_kept_back(folder_of_pairs: Path):
 def test_pictures_need_no_captions(folder_of_pairs: Path):
     for text in folder_of_pairs.glob("*.txt"):
         text.unlink()
-    assert len(read_pictures(folder_of_pairs)) == 40
+    assert len(read_images(folder_of_pairs)) == 40
     with pytest.raises(DataError, match=r"with captions\. Got none, and 40 skipped: no caption"):
         read_pairs(folder_of_pairs)

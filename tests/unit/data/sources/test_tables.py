@@ -11,7 +11,7 @@ from limner.data import pairs
 from limner.data.sources import arrow
 from limner.data.sources import tables as module
 from limner.data.sources.kept import Kept
-from limner.data.sources.read import read_pairs, read_pictures
+from limner.data.sources.read import read_images, read_pairs
 from limner.data.sources.tables import are_tables
 from limner.errors import DataError, MissingExtra
 
@@ -65,7 +65,7 @@ def test_a_parquet_list_with_several_captions_a_row_and_without_any(folder_of_pa
     source = read_pairs(folder_of_pairs / "list.parquet")
     assert [p.captions for p in source] == [("one", "two")] and source.skipped == {"no caption": 2}
     pq.write_table(pa.table({"path": rows["path"]}), folder_of_pairs / "list.parquet")
-    assert len(read_pictures(folder_of_pairs / "list.parquet")) == 3
+    assert len(read_images(folder_of_pairs / "list.parquet")) == 3
     with pytest.raises(DataError, match=r"a caption column .* columns found: 'path'\."):
         read_pairs(folder_of_pairs / "list.parquet")
 
@@ -154,11 +154,11 @@ def test_img2dataset_parquet(tmp_path: Path, pictures: list[bytes], kind: pa.Dat
     source = read_pairs(folder)
     assert [pair.key for pair in source] == ["000000000", "000010000"]
     assert source.skipped == {"no picture": 2, "no caption": 2}
-    assert [pair.read() for pair in read_pictures(folder)] == [pictures[0], pictures[2]] * 2
+    assert [pair.read() for pair in read_images(folder)] == [pictures[0], pictures[2]] * 2
 
 
 def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, pictures: list[bytes], monkeypatch):
-    monkeypatch.setattr(pairs, "MAX_PICTURE_BYTES", 5000)
+    monkeypatch.setattr(pairs, "MAX_IMAGE_BYTES", 5000)
     monkeypatch.setattr(module, "MAX_TEXT_BYTES", 100)
     outside = tmp_path / "secret.png"
     outside.write_bytes(pictures[9])
@@ -234,8 +234,8 @@ def test_parts_hold_row_groups_whole(tmp_path: Path, pictures: list[bytes], monk
     table = pa.table({"image": images(pictures), "caption": captions})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=3)
     assert [len(part) for part in read_pairs(tmp_path / "x.parquet").parts] == [6, 3]
-    assert [len(part) for part in read_pictures(tmp_path / "x.parquet").parts] == [6, 4]
-    digests = {part.digest() for part in read_pictures(tmp_path / "x.parquet").parts}
+    assert [len(part) for part in read_images(tmp_path / "x.parquet").parts] == [6, 4]
+    digests = {part.digest() for part in read_images(tmp_path / "x.parquet").parts}
     assert len(digests) == 2
 
 
