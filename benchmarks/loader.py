@@ -57,7 +57,7 @@ def write_pairs(folder: Path) -> float:
         sample = Sample(image=photo(rng), extension="jpg", width=WIDTH, height=HEIGHT, captions=(caption,), record={})
         samples.append(sample)
     write_shards(samples, folder, origin={"made": "for this benchmark"}, per_shard=256)
-    return statistics.mean(len(sample.picture) for sample in samples)
+    return statistics.mean(len(sample.image) for sample in samples)
 
 
 def limner_batches(folder: Path, *, min_area: float, normalised: bool) -> tuple[Iterator[Any], Callable[[], float]]:

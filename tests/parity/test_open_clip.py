@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import limner
-import limner.run
+from helpers.made import filled, made_batch, made_clip
 from limner.architecture import PAPER, ZOO, Architecture, ResNetConfig, TextConfig, ViTConfig
 from limner.data.tokenizer import Tokenizer
+from limner.files import write_json
 from limner.model.clip import CLIP
+from limner.objectives.sigmoid import Sigmoid
 from limner.store import convert
-
-from .made import filled, made_batch, made_clip
 
 STORED = Path(__file__).with_name("open_clip.safetensors")
 TEXT = TextConfig(layers=2, width=32, heads=4, vocab_size=600, context_length=20)
@@ -101,7 +101,7 @@ def test_theirs_loaded_here(name: str, tmp_path: Path, compare: Callable[..., No
     shape = SHAPES[name]
     theirs = theirs_of(shape)
     save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
-    limner.run.write_json(tmp_path / "open_clip_config.json", convert.open_clip_config(shape, own_tokenizer=False))
+    write_json(tmp_path / "open_clip_config.json", convert.open_clip_config(shape, own_tokenizer=False))
     ours = limner.load(tmp_path)
     assert ours.architecture == shape
     batch = made_batch(shape)
@@ -147,3 +147,29 @@ def test_their_tokenizer_reads_ours(tmp_path: Path, tokenizer: Tokenizer):
         assert torch.equal(theirs.argmax(1), ours.argmax(1))  # what follows the first end is padding, which differs
         for row, end in enumerate(ours.argmax(1)):
             assert torch.equal(theirs[row, : end + 1], ours[row, : end + 1])
+
+
+@live
+def test_a_sigmoid_models_bias_goes_there_and_back(tmp_path: Path, compare: Callable[..., None]):
+    import open_clip
+
+    ours = made_clip(Sigmoid().adapt(TINY))
+    ours.save(tmp_path / "ours")
+    with torch.random.fork_rng():
+        theirs = open_clip.create_model(f"local-dir:{tmp_path / 'ours'}").eval()
+    assert theirs.logit_bias.item() == ours.logit_bias.item() == -9.5
+    pixels, tokens = made_batch(TINY)
+    with torch.inference_mode():
+        image, text, scale, bias = theirs(pixels, tokens)
+        logits = scale * image @ text.T + bias
+        own_image, own_text, own_scale = ours(pixels, tokens)
+        own_logits = own_scale * own_image @ own_text.T + ours.logit_bias
+    compare(
+        "tiny ViT, sigmoid", "open_clip", "ours loaded there", (own_image, own_text, own_logits), (image, text, logits)
+    )
+
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    config = convert.open_clip_config(ours.architecture, own_tokenizer=False)
+    write_json(tmp_path / "open_clip_config.json", config)
+    back = limner.load(tmp_path)
+    assert back.architecture == ours.architecture and back.fingerprint == limner.load(tmp_path / "ours").fingerprint

@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 import limner
+from helpers.made import filled, made_batch, made_clip
 from limner.architecture import PAPER, ZOO, Architecture, TextConfig, ViTConfig
 from limner.data.tokenizer import Tokenizer
 from limner.model.clip import CLIP
-
-from .made import filled, made_batch, made_clip
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
