@@ -34,7 +34,7 @@ from limner.curate.signals import (
 )
 from limner.data.pairs import Pair, Prefixed, Source
 from limner.data.reading import SLOW, cores
-from limner.data.sources.index import ensure
+from limner.data.sources.index import ensure_index
 from limner.data.sources.read import read_images, read_pairs
 from limner.data.sources.shards import Shard, build
 from limner.data.tokenizer import Tokenizer
@@ -171,10 +171,9 @@ def _where(source: Source, reason: str) -> tuple[str, ...]:
     if reason == "no caption":
         bare = (pair for pair in read_images(source.path) if not pair.captions)
         return tuple(_bare(pair) for pair in islice(bare, EXAMPLES))
-    told = (
-        (shard.name, {**(about := ensure(shard.path, build))["skipped"], **about["noted"]}) for shard in _shards(source)
-    )
-    return tuple(islice((f"{name}: {counts[reason]:,}" for name, counts in told if reason in counts), EXAMPLES))
+    about = ((shard.name, ensure_index(shard.path, build)) for shard in _shards(source))
+    counted = ((name, {**index["skipped"], **index["noted"]}) for name, index in about)
+    return tuple(islice((f"{name}: {counts[reason]:,}" for name, counts in counted if reason in counts), EXAMPLES))
 
 
 def _bare(pair: Pair) -> str:

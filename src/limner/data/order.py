@@ -19,7 +19,7 @@ from limner.seeds import seed_for
 
 WINDOW = 65_536
 """Pairs that are shuffled together, about."""
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
 CELL = 1024
 """Pairs of a mixture among which its sources are mixed by chance; every cell has each source's share."""
 
@@ -38,7 +38,7 @@ def permuted(
     with np.errstate(over="ignore"):
         keys = np.asarray(keys).astype(np.uint64)
         for number in range(6 * (int(counts) if most is None else most).bit_length()):
-            key = np.asarray(_mix(keys + np.uint64(number) * GOLDEN))
+            key = np.asarray(_mix(keys + np.uint64(number) * GAMMA))
             mirrored = ((key % counts.astype(np.uint64)).astype(np.int64) - places) % counts
             coins = _mix(np.maximum(places, mirrored).astype(np.uint64) ^ key)
             places = np.where(coins & np.uint64(1), mirrored, places)
@@ -50,7 +50,7 @@ def _keys(name: str, seed: int, epochs: int | np.ndarray, numbers: int | np.ndar
     state = np.uint64(seed_for(name, seed))
     with np.errstate(over="ignore"):
         for part in (epochs, numbers):
-            state = _mix(state + np.asarray(part).astype(np.uint64)[()] * GOLDEN)
+            state = _mix(state + np.asarray(part).astype(np.uint64)[()] * GAMMA)
     return np.asarray(state)
 
 
@@ -190,7 +190,7 @@ def uniform(seed: int, name: str, epoch: int | np.ndarray, index: int | np.ndarr
 
 def _mix(state: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
     """Arithmetic is modulo 2**64, as is meant."""
-    state = state + GOLDEN
+    state = state + GAMMA
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

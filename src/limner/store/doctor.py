@@ -4,12 +4,12 @@ import torch
 
 from limner.errors import ModelError
 from limner.store import convert
-from limner.store.golden import Check, replay
+from limner.store.golden import Comparison, replay
 from limner.store.store import load, model_folder
 from limner.store.tensors import read_tensors
 
 
-def examine(path: str) -> list[Check]:
+def examine(path: str) -> list[Comparison]:
     """What `limner doctor` prints about the model directory or finished run at `path`.
 
     Loading it already compares the fingerprint. Raises `ModelError` if the directory has no golden vectors.
@@ -24,12 +24,12 @@ def examine(path: str) -> list[Check]:
             got="no golden.safetensors",
             then=f"Make a directory that has them: limner convert {path} --out OUT",
         )
-    checks = [Check("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True)]
+    checks = [Comparison("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True)]
     for_open_clip = folder / "open_clip_model.safetensors"
     if for_open_clip.is_file() or model.architecture.image.hf_names() is not None:
         other = convert.from_openai(read_tensors(for_open_clip), model.architecture)
         own = model.state_dict()
         unequal = [name for name in own if name not in other or not torch.equal(own[name], other[name])]
         got = f"{len(unequal)} of {len(own)} differ" if unequal else f"all {len(own)} equal"
-        checks.append(Check("weights for open_clip", f"all {len(own)} equal", got, fine=not unequal))
+        checks.append(Comparison("weights for open_clip", f"all {len(own)} equal", got, fine=not unequal))
     return checks + replay(model, read_tensors(golden))

@@ -18,7 +18,7 @@ FEATURE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Check:
+class Comparison:
     """One line of `limner doctor`."""
 
     what: str
@@ -65,21 +65,21 @@ def _tokens(model: CLIP) -> Tensor:
 
 
 @torch.no_grad()
-def replay(model: CLIP, golden: dict[str, Tensor]) -> list[Check]:
+def replay(model: CLIP, golden: dict[str, Tensor]) -> list[Comparison]:
     """Whether `model` gives here what is stored in `golden`, stage by stage."""
     image = Image.fromarray(golden["picture"].numpy())
     pixels = (model.preprocess(image).int() - golden["pixels"].int()).abs()
     tokens = _tokens(model)
     same = int((tokens == golden["tokens"]).all(dim=1).sum()) if tokens.shape == golden["tokens"].shape else 0
     return [
-        Check("preprocessing", "0 of 255 apart", f"{pixels.max().item()} of 255 apart", pixels.max().item() == 0),
-        Check("tokens", f"{len(tokens)} sentences equal", f"{same} equal", same == len(tokens)),
+        Comparison("preprocessing", "0 of 255 apart", f"{pixels.max().item()} of 255 apart", pixels.max().item() == 0),
+        Comparison("tokens", f"{len(tokens)} sentences equal", f"{same} equal", same == len(tokens)),
         _compared("image features", model.encode_image(golden["pixels"]), golden["image_features"]),
         _compared("text features", model.encode_text(golden["tokens"]), golden["text_features"]),
     ]
 
 
-def _compared(what: str, features: Tensor, golden: Tensor) -> Check:
+def _compared(what: str, features: Tensor, golden: Tensor) -> Comparison:
     apart = (features.cpu() - golden).abs().max().item()
     wanted = f"at most {FEATURE_TOLERANCE:.0e} apart"
-    return Check(what, wanted, f"{apart:.1e} apart", apart <= FEATURE_TOLERANCE)
+    return Comparison(what, wanted, f"{apart:.1e} apart", apart <= FEATURE_TOLERANCE)

@@ -211,7 +211,7 @@ def random_words(seed: int, step: Float32[Tensor, ""], count: int) -> Int32[Tens
     Not torch's generators: to seed one with the step, the host would have to wait for the device to tell it.
     """
     start = mix(step.long() + seed)
-    return (mix(start + GOLDEN * torch.arange(count, device=step.device)) & 0xFFFF).int()
+    return (mix(start + GAMMA * torch.arange(count, device=step.device)) & 0xFFFF).int()
 
 
 def mix(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
@@ -226,5 +226,5 @@ def shift(x: Int64[Tensor, "*shape"], bits: int) -> Int64[Tensor, "*shape"]:
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+GAMMA = 0x9E3779B97F4A7C15 - 2**64
 """2**64 over the golden ratio, as int64: the distance of splitmix64's counters."""

@@ -151,7 +151,7 @@ def _elsewhere(path: Path | str) -> Path:
     return cache_folder() / "indexes" / f"{hashlib.sha256(told).hexdigest()[:32]}.index"
 
 
-def ensure(path: Path | str, build: Callable[[Path], Index]) -> dict[str, Any]:
+def ensure_index(path: Path | str, build: Callable[[Path], Index]) -> dict[str, Any]:
     """Make sure that a shard's index is there and fits; returns what its file says about it, without the arrays.
 
     Of an address, the index that lies beside the shard is fetched, the shard itself only if there is none; either way
@@ -216,7 +216,7 @@ def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index]) -> l
 
     def one(path: Path | str) -> dict[str, Any] | DataError:
         try:
-            return ensure(path, build)
+            return ensure_index(path, build)
         except StorageError:
             raise
         except DataError as error:
@@ -228,7 +228,7 @@ def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index]) -> l
         return list(track(threads.map(one, paths), title="Indexing shards", total=len(paths)))
 
 
-def load(path: Path | str, sha256: str, build: Callable[[Path], Index]) -> Index:
+def load_index(path: Path | str, sha256: str, build: Callable[[Path], Index]) -> Index:
     """The index of a shard, which `ensure` has seen; the last ones stay in memory. A damaged one is built anew."""
     return _indexes.get((path, sha256), lambda: _load_of(path, sha256, build))
 

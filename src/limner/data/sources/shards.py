@@ -28,7 +28,7 @@ from limner.data.sources.index import (
     Kind,
     arrays_of,
     changed,
-    load,
+    load_index,
     no_shard,
     read_indexed,
 )
@@ -220,7 +220,7 @@ class Shard:
         return found.keys(found.captioned if self.needs_caption else np.arange(self.count))
 
     def _index(self) -> Index:
-        found = load(self.path, self.sha256, build)
+        found = load_index(self.path, self.sha256, build)
         if self.count != (len(found.captioned) if self.needs_caption else len(found)):
             raise changed(self.path)
         return found

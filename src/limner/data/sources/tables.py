@@ -4,7 +4,7 @@
 list.parquet: paths and captions            ─>  in memory, as of any list
 folder with metadata.csv|jsonl|parquet      ─>  the same
 x.parquet with the images inside          ─┐
-folder of these: [data/][train-]*.parquet    ├─>  one Index a file (index.py)  ─>  Rows, 8,192 pairs or more each
+folder of these: [data/][train-]*.parquet    ├─>  one Index a file (index.py)  ─>  TableParts of 8,192 pairs or more
 save_to_disk's folder: data-*.arrow         ─┘
 ```
 
@@ -46,7 +46,7 @@ from limner.data.sources.index import (
     Index,
     Kind,
     arrays_of,
-    load,
+    load_index,
     read_indexed,
     text_at,
 )
@@ -319,7 +319,7 @@ def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:
 
 
 @dataclass(frozen=True)
-class Row(Pair):
+class TablePair(Pair):
     """A picture in a table: `offset` is its row in the row group."""
 
     table: Path = Path()
@@ -343,7 +343,7 @@ class Row(Pair):
 
 
 @dataclass(frozen=True)
-class Rows:
+class TablePart:
     """A stretch of a table, whole row groups, as a part of a source."""
 
     path: Path
@@ -369,13 +369,13 @@ class Rows:
 
     def pair(self, index: int) -> Pair:
         """The pair at `index`."""
-        found = load(self.path, self.sha256, build)
+        found = load_index(self.path, self.sha256, build)
         sample = int(found.captioned[self.first + index]) if self.needs_caption else self.first + index
         beside = text_at(found.arrays["paths"], found.arrays["path_ends"], sample)
         pair = found.pair(sample, self.path)
         path, offset = (self.path.parent / beside, 0) if beside else (self.path, pair.offset)
         told = {name: value for name, value in vars(pair).items() if name not in ("path", "offset")}
-        return Row(
+        return TablePair(
             **told,
             path=path,
             offset=offset,
@@ -386,19 +386,19 @@ class Rows:
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all pairs, from the index."""
-        found = load(self.path, self.sha256, build)
+        found = load_index(self.path, self.sha256, build)
         samples = found.captioned if self.needs_caption else np.arange(len(found))
         return found.keys(samples[self.first : self.first + self.count])
 
 
-def _parts(path: Path, told: dict[str, Any], needs_caption: bool) -> list[Rows]:
+def _parts(path: Path, told: dict[str, Any], needs_caption: bool) -> list[TablePart]:
     """The stretches of a table, of whole row groups with `PART` pairs or more in all, but for the last one."""
-    index = load(path, told["sha256"], build)
+    index = load_index(path, told["sha256"], build)
     groups = index.arrays["groups"][index.captioned] if needs_caption else index.arrays["groups"]
-    parts, first = list[Rows](), 0
+    parts, first = list[TablePart](), 0
     for end in [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]:
         if end - first >= PART or end == len(groups):
-            parts.append(Rows(path, told["sha256"], first, end - first, needs_caption))
+            parts.append(TablePart(path, told["sha256"], first, end - first, needs_caption))
             first = end
     return parts
 
