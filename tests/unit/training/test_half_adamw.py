@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from limner.config import OptimConfig
 from limner.data.tokenizer import Tokenizer
 from limner.model.clip import create
-from limner.training import optimizer as module
+from limner.training import half_adamw as module
 from limner.training.half_adamw import HalfAdamW, random_words, stochastic_round
 from limner.training.optimizer import halve_weights, make_optimizer
 
