@@ -54,9 +54,9 @@ bench: peers  ## run every benchmark and write what it prints to benchmarks/resu
 	@for file in benchmarks/*.py; do \
 	  echo "== $$file"; $(PEERS)/bin/python $$file > benchmarks/results/$$(basename $$file .py).json || exit 1; done
 	$(PEERS)/bin/python benchmarks/demo_seeds.py --draw docs/half_precision.svg
-	$(PEERS)/bin/python -m pytest -q tests/unit/training/test_distributed.py -k every_gradient --ranks-table benchmarks/results/ranks.json
+	$(PEERS)/bin/python -m pytest -q tests/unit/training/test_world.py -k every_gradient --ranks-table benchmarks/results/ranks.json
 
-docs: setup  ## write the snapshots that the tests compare with anew: help texts, losses
+docs: setup  ## write the snapshots that the tests compare with anew: help texts, losses, weights
 	$(BIN)/python -m pytest -q tests/contracts/test_cli.py tests/golden --update-snapshots
 
 clean:  ## remove the environment, caches and the demo's data and run

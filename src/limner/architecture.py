@@ -44,11 +44,13 @@ class EncoderConfig(ABC):
     """All of them by kind."""
 
     def __init_subclass__(cls) -> None:
-        missing = [fact for fact in ("kind", "title", "beta2", "eps") if not hasattr(cls, fact)]
-        require(
-            not missing, f"The encoder {cls.__name__}", f"say its {', '.join(missing)}", "no value", "Set it there."
-        )
-        EncoderConfig.kinds[cls.kind] = cls
+        missing = [fact for fact in ("kind", "title", "beta2", "eps") if fact not in vars(cls)]
+        what = f"The encoder {cls.__name__}"
+        require(not missing, what, f"say its {', '.join(missing)}", "no value of its own", "Set it in the class.")
+        other = cls.kinds.get(cls.kind, cls).__qualname__
+        got = f"{cls.kind!r}, which is {other}'s"
+        require(other == cls.__qualname__, what, "have a kind of its own", got, "Rename it.")
+        cls.kinds[cls.kind] = cls
 
     @property
     @abstractmethod
@@ -355,7 +357,7 @@ class Architecture:
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     objective: str = "contrastive"
-    """What it is trained for, a name in `limner.objectives.objective.OBJECTIVES`: it says how similarities become
+    """What it is trained for, a name in `limner.objectives.table.OBJECTIVES`: it says how similarities become
     probabilities."""
     initial_logit_scale: float = 1 / 0.07
     """The logit scale of random weights (paper section 2.5)."""

@@ -47,9 +47,9 @@ class OptimConfig:
     weight_decay: float = 0.2
     beta1: float = 0.9
     beta2: float | None = None
-    """None: the paper's for the image encoder's family, 0.98 for ViTs and 0.999 for ResNets."""
+    """None: the paper's for the image encoder's kind, 0.98 for ViTs and 0.999 for ResNets."""
     eps: float | None = None
-    """None: the paper's for the image encoder's family, 1e-6 for ViTs and 1e-8 for ResNets."""
+    """None: the paper's for the image encoder's kind, 1e-6 for ViTs and 1e-8 for ResNets."""
     warmup_share: float = 0.05
     """Share of all steps in which the learning rate rises linearly from zero."""
     warmup_steps: int | None = None

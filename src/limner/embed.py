@@ -17,11 +17,12 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from limner.data.pairs import Chosen, Listed, Pair, Prefixed, Source
-from limner.data.reading import Unread, centres, describe_unreadable
-from limner.errors import ConfigError, DataError, ModelError
+from limner.data.pairs import Pair, Source
+from limner.data.reading import LATE, SLOW, UNREAD, Unread, centres, describe_unreadable
+from limner.errors import DataError, ModelError
 from limner.model.clip import CLIP
 from limner.progress import say, track
+from limner.store.store import fingerprint
 from limner.store.tensors import read_tensors, write_tensors
 
 BATCH, TEXTS = 256, 1024
@@ -47,7 +48,7 @@ class Embedded:
 def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Embedded:
     """The features of all images of `source`; with `keep`, taken from that folder if they are there, else put there.
 
-    Raises `DataError` if no image can be read, `ConfigError` for `keep` with a model that has no fingerprint.
+    Raises `DataError` if no image can be read.
     """
     file = None if keep is None else _file(model, source, keep)
     if file is not None and (kept := _kept(file, source)) is not None:
@@ -67,7 +68,10 @@ def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Em
             then="Check the files.",
         )
     found = Embedded(source=source, indices=indices, features=torch.cat(parts), unreadable=unreadable)
-    if file is not None:
+    passing = [one for one in unreadable if one.reason in (LATE, SLOW, UNREAD)]
+    if file is not None and passing:
+        say(f"The features are not kept: {passing[0].key} may be readable another time ({passing[0].got}).")
+    elif file is not None:
         tensors = {"indices": torch.tensor(indices), "features": found.features}
         told = json.dumps([one._asdict() for one in unreadable])
         write_tensors(file, tensors, unreadable=told)
@@ -101,29 +105,22 @@ def _batches(source: Source) -> int:
 
 
 def _file(model: CLIP, source: Source, folder: Path) -> Path:
-    """Where the features of these images by this model are kept."""
-    if model.fingerprint is None:
-        raise ConfigError(
-            "The model whose features are to be kept",
-            must="have a fingerprint",
-            got="none: it was never saved or loaded",
-            then="Save it first: model.save(FOLDER).",
-        )
-    return folder / f"{model.fingerprint[:16]}-{source.fingerprint[:16]}-{_stamp(source)[:16]}.safetensors"
+    """Where the features of these images by this model, as it is now, are kept."""
+    now = fingerprint(model.architecture, model.state_dict(), model.tokenizer)
+    precision = str(model.image.dtype).removeprefix("torch.")
+    return folder / f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{_stamp(source)[:16]}.safetensors"
 
 
 def _stamp(source: Source) -> str:
     """A sha256 over the times of loose files, whose fingerprint does not notice another image of the same size."""
     digest = hashlib.sha256()
     for part in source.parts:
-        inner = part
-        while isinstance(inner, Chosen | Prefixed):
-            inner = inner.part
-        if isinstance(inner, Listed):
-            paths = (part.pair(index).path for index in range(len(part)))
-            for path in [path for path in paths if isinstance(path, Path)]:  # an address names one content
+        for path in part.loose():
+            try:
                 status = path.stat()
                 digest.update(f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n".encode())
+            except OSError as error:  # it will be counted as unreadable
+                digest.update(f"{error.errno}\n".encode())
     return digest.hexdigest()
 
 

@@ -28,10 +28,6 @@ from limner.config import RunConfig, from_json
 from limner.files import read_json, write_json
 from limner.version import __version__
 
-# --- configs as JSON -------------------------------------------------------------------------------------------------
-
-# --- the directory ---------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class RunDirectory:

@@ -2,15 +2,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
+from limner.data.pairs import Pair
 from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.embed import embed_images, embed_texts, stream_images
 from limner.errors import ConfigError, DataError
 from limner.model.clip import CLIP, create
 from limner.store.store import load
+
+SCHEMA = pyarrow.schema(
+    [("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])), ("text", pyarrow.string())]
+)
 
 
 @pytest.fixture
@@ -100,9 +107,52 @@ def test_a_damaged_file_is_made_again_with_a_word(
     assert torch.equal(embed_images(model, source, keep=keep).features, first.features)
 
 
-def test_a_model_without_a_fingerprint_keeps_nothing(tokenizer: Tokenizer, folder_of_pairs: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="must have a fingerprint"):
-        embed_images(create("RN-nano", tokenizer=tokenizer), read_pairs(folder_of_pairs), keep=tmp_path / "kept")
+def test_a_model_changed_since_it_was_loaded_is_another(model: CLIP, folder_of_pairs: Path, tmp_path: Path):
+    source, keep = read_pairs(folder_of_pairs), tmp_path / "kept"
+    first = embed_images(model, source, keep=keep)
+    with torch.no_grad():
+        model.image.attention_pool.c_proj.weight.mul_(-1)
+    second = embed_images(model, source, keep=keep)
+    assert not torch.allclose(first.features, second.features, atol=1e-3)
+    model.bfloat16()
+    model.float()  # weights that bfloat16 has exactly
+    whole = embed_images(model, source, keep=keep)
+    model.image.bfloat16()
+    assert not torch.equal(whole.features, embed_images(model, source, keep=keep).features)
+
+
+def test_an_image_beside_a_table_that_is_replaced_is_noticed(
+    model: CLIP, tmp_path: Path, picture: Callable[..., bytes]
+):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(picture(seed=number))
+    rows = [{"image": {"bytes": None, "path": f"{number}.png"}, "text": f"number {number}"} for number in range(3)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), folder / "pairs.parquet")
+    first = embed_images(model, read_pairs(folder / "pairs.parquet"), keep=tmp_path / "kept")
+    same = next(c for s in range(9, 400) if len(c := picture(seed=s)) == (folder / "1.png").stat().st_size)
+    (folder / "1.png").write_bytes(same)
+    second = embed_images(model, read_pairs(folder / "pairs.parquet"), keep=tmp_path / "kept")
+    apart = (second.features - first.features).abs().amax(dim=1)
+    assert np.flatnonzero(apart > 1e-3).tolist() == [1]
+
+
+def test_what_may_be_readable_another_time_is_not_kept(
+    model: CLIP, folder_of_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source, keep, plain = read_pairs(folder_of_pairs), tmp_path / "kept", Pair.read
+    monkeypatch.setattr("limner.data.reading.READ_AGAIN", ())
+
+    def fail(pair: Pair) -> bytes:
+        if pair.key == "03.png":
+            raise OSError("a network of today")
+        return plain(pair)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pair, "read", fail)
+        assert len(embed_images(model, source, keep=keep).indices) == 39
+    assert not keep.exists() and len(embed_images(model, source, keep=keep).indices) == 40
 
 
 # --- device and precision --------------------------------------------------------------------------------------------

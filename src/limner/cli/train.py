@@ -144,13 +144,14 @@ def facts_of(run: Path) -> dict[str, Any]:
     """What a finished run has written, for machines."""
     from limner.files import read_json
     from limner.run import RunDirectory
+    from limner.store.foreign import own_facts, read_config
 
     directory = RunDirectory(run)
     last = directory.read_metrics()[-1]
     return {
         "written": str(run),
         "model": str(directory.model),
-        "fingerprint": read_json(directory.model / "config.json")["limner"]["fingerprint"],
+        "fingerprint": (own_facts(read_config(directory.model)) or {}).get("fingerprint"),
         "data": read_json(directory.data)["fingerprint"],
         "steps": last["step"],
         "pairs_seen": last["pairs"],

@@ -1,1 +1,1 @@
-"""Shards to batches: sources, shards, order, decode, tokenizer, loader, and the demo's data."""
+"""Pairs on disk to batches: sources, order, decoding, the tokenizer, the loader; and writing pairs as shards."""

@@ -173,8 +173,6 @@ def shorter_side_fast(pixels: np.ndarray, length: int) -> np.ndarray:
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8[height width 3] at another size (width, height), by torch's bicubic filter."""
-    import torch  # decoding alone does not need it
-
     channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # as the fast kernel wants them
     resized = torch.nn.functional.interpolate(channels_last, size[::-1], mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()

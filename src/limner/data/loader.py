@@ -191,7 +191,7 @@ class Loader:
 
     def _fill(self, into: np.ndarray, index: int, draws: list[float], task: Task) -> Filled | Unread:
         """Crop the picture at `index` to `into`: its key, caption and hash, or why it cannot be used."""
-        task.at("looking up", f"pair {index:,} of {self.source.path}")
+        task.at(LOOKING_UP, f"pair {index:,} of {self.source.path}")
         pair = self.source[index]
         decoded = self._cache.get(index) or self._decoded(index, pair, task)
         if isinstance(decoded, Unread):

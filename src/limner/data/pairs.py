@@ -86,6 +86,10 @@ class Part(Protocol):
         """The keys of all pairs, in their order, as `bytes_of` has them: in bulk, without making the pairs."""
         ...
 
+    def loose(self) -> Iterator[Path]:
+        """The files of images that the digest knows by path and size alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -112,6 +116,10 @@ class Listed:
     def keys(self) -> Iterator[bytes]:
         """The keys of all pairs."""
         return (bytes_of(pair.key) for pair in self.pairs)
+
+    def loose(self) -> Iterator[Path]:
+        """All of them but those at addresses."""
+        return (pair.path for pair in self.pairs if isinstance(pair.path, Path))
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,10 @@ class Chosen:
         """The keys of the chosen pairs."""
         keys = list(self.part.keys())
         return (keys[index] for index in self.indices.tolist())
+
+    def loose(self) -> Iterator[Path]:
+        """The whole part's."""
+        return self.part.loose()
 
 
 def chosen(part: Part, wanted: np.ndarray) -> Chosen:
@@ -177,6 +189,10 @@ class Prefixed:
     def keys(self) -> Iterator[bytes]:
         """The keys of all pairs, what they begin with included."""
         return map(bytes_of(self.prefix).__add__, self.part.keys())
+
+    def loose(self) -> Iterator[Path]:
+        """The part's."""
+        return self.part.loose()
 
 
 @dataclass(frozen=True)

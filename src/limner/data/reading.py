@@ -54,7 +54,7 @@ NAMED = 1000
 LATE = f"over {DEADLINE_SECONDS:.0f} s to decode"
 SLOW = f"over {PATIENCE_SECONDS:.0f} s to read"
 UNREAD = "file that cannot be read"
-READING, TURN, DECODING = "reading", "waiting for its turn to decode", "decoding"
+LOOKING_UP, READING, TURN, DECODING = "looking up", "reading", "waiting for its turn to decode", "decoding"
 """Stages of a task."""
 T = TypeVar("T")
 Look = Callable[[Pair, bytes, Callable[[], None]], T]
@@ -254,13 +254,17 @@ def read_each(
 
     def late(task: Task) -> Unread | None:
         stage, what, since = task.doing
-        progress = last_fetched() if stage == READING else threads.last_end
-        if stage != DECODING and isinstance(what, Pair) and time.monotonic() - max(since, progress) > PATIENCE_SECONDS:
-            return Unread(what.key, SLOW, SLOW)
+        progress = threads.last_end if stage == TURN else last_fetched()
+        if stage != DECODING and time.monotonic() - max(since, progress) > PATIENCE_SECONDS:
+            return Unread(what.key if isinstance(what, Pair) else str(what), SLOW, SLOW)
         return late_to_decode(task)
 
+    def looked_up(index: int, task: Task) -> T | Unread:
+        task.at(LOOKING_UP, f"pair {index:,} of {source.path}")  # a shard's index may come from a network
+        return read_one(source[index], look, task)
+
     try:
-        yield from threads.each((partial(read_one, source[index], look) for index in indices), late, ahead=ahead)
+        yield from threads.each((partial(looked_up, index) for index in indices), late, ahead=ahead)
     finally:
         threads.close()
 

@@ -5,7 +5,7 @@ FOLDER/00000.tar          KEY.json, KEY.png|jpg|webp, KEY.txt and, in labelled s
 FOLDER/00000.parquet      one row a pair
 FOLDER/00000_stats.json   its presence says that the shard is whole
 FOLDER/manifest.json      sha256 and count of each shard, the data fingerprint, where the pairs come from
-FOLDER/.limner/             the index of each shard (sources/index.py)
+FOLDER/.limner/           the index of each shard (sources/index.py)
 ```
 
 The same pairs give the same tar bytes: members carry no time, no user, and the order that they came in.

@@ -46,6 +46,7 @@ def evaluate_run(
     `limner.load`, `keep` is a folder for the features of images.
     """
     run = RunDirectory(Path(path))
+    model = load(path, device=device, precision=precision)
     if not data and not run.is_finished:
         raise ConfigError(
             f"The model {path}, which has no test set of its own,",
@@ -53,7 +54,6 @@ def evaluate_run(
             got="none",
             then="Give them with --data PATH.",
         )
-    model = load(path, device=device, precision=precision)
     if data:
         evaluations = [evaluate_task(model, task, keep=keep) for task in data]
     else:

@@ -30,18 +30,18 @@ class ZeroShotClassifier:
     def __init__(self, model: CLIP, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
         require_names(class_names, templates)
         self.model, self.class_names, self.templates = model, list(class_names), list(templates)
-        self.weights = classifier_weights(model, class_names, templates)
+        self.weights = classifier_weights(model, class_names, templates).to(model.logit_scale.device)
 
     @torch.inference_mode()
     def scores(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
-        """Cosine similarities of features with every class, on the features' device."""
-        return image_features @ self.weights.to(image_features.device).T
+        """Cosine similarities of features with every class, on the model's device."""
+        return image_features.to(self.weights.device) @ self.weights.T
 
     @torch.inference_mode()
     def probabilities(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
         """How likely each class is, by the rule of the objective that the model was trained for."""
         rule = objective(self.model.architecture.objective).probabilities
-        return rule(self.model, self.scores(image_features).to(self.model.logit_scale.device))
+        return rule(self.model, self.scores(image_features))
 
     @torch.inference_mode()
     def predict(
@@ -118,7 +118,7 @@ def classify(
             got=int(labels.max()),
             then="Labels are counted from 0.",
         )
-    rank = ranks_of_right(classifier.scores(features), torch.arange(classes) == labels[:, None])
+    rank = ranks_of_right(classifier.scores(features).cpu(), torch.arange(classes) == labels[:, None])
     held_out = torch.tensor([pair.held_out for pair in pairs])
     rows = [share_row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
     if held_out.any():

@@ -1,1 +1,1 @@
-"""Batches to features: the image encoders, the text encoder, the CLIP that joins them, and models on disk."""
+"""Batches to features: the image encoders, the text encoder and the CLIP that joins them."""

@@ -85,6 +85,9 @@ class CLIP(nn.Module):
 
         So a BatchNorm in them neither counts nor uses the batch's statistics. `lock()` unlocks all.
         """
+        unknown = [tower for tower in towers if tower not in ("image", "text")]
+        if unknown:
+            raise ModelError("The towers to lock", must="be image and text, or one", got=unknown[0], then="Name those.")
         self.locked = towers
         for name in ("image", "text"):
             getattr(self, name).requires_grad_(name not in towers)

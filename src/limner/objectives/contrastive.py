@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -112,8 +112,8 @@ class Contrastive(Objective):
     couples_pairs: ClassVar[bool] = True
 
     def adapt(self, architecture: Architecture) -> Architecture:
-        """Nothing is added."""
-        return architecture
+        """Nothing is added; what another objective had added is left out."""
+        return replace(architecture, objective=self.name, initial_logit_bias=None)
 
     def encode(self, model: CLIP, batch: Batch) -> dict[str, Tensor]:
         """Features of both encoders, and the logit scale."""

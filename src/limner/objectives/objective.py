@@ -31,9 +31,9 @@ class Objective(ABC):
     """What other pairs of the batch with the same caption or the same image count as."""
 
     def __init_subclass__(cls) -> None:
-        missing = [fact for fact in ("name", "couples_pairs") if not hasattr(cls, fact)]
+        missing = [fact for fact in ("name", "couples_pairs") if fact not in vars(cls)]
         what = f"The objective {cls.__name__}"
-        require(not missing, what, f"say its {' and '.join(missing)}", "no value", "Set it in the class.")
+        require(not missing, what, f"say its {' and '.join(missing)}", "no value of its own", "Set it in the class.")
 
     @abstractmethod
     def adapt(self, architecture: Architecture) -> Architecture:

@@ -104,6 +104,8 @@ class Sigmoid(Objective):
 
     def adapt(self, architecture: Architecture) -> Architecture:
         """A logit bias, which begins at -10 beside a scale of 10: of N x N answers all but N are no (section 3.2)."""
+        if architecture.initial_logit_bias is not None:  # one of your own
+            return replace(architecture, objective=self.name)
         return replace(architecture, objective=self.name, initial_logit_scale=10.0, initial_logit_bias=-10.0)
 
     def encode(self, model: CLIP, batch: Batch) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from limner.data.pairs import Pair, Source
 from limner.files import write_text
 from limner.report.html import Chart, number, percent, thumbnail
 
+THUMBNAIL = 112
+"""Pixels on the shorter side of a thumbnail."""
 CAPTIONS = 5
 """Captions of a picture that are shown, at most."""
 LANGUAGES = 12
@@ -72,7 +74,7 @@ def _card(pair: Pair) -> dict[str, Any]:
     more = len(captions) - CAPTIONS
     return {
         "key": pair.key,
-        "picture": thumbnail(pair),
+        "picture": thumbnail(pair, THUMBNAIL),
         "captions": captions[:CAPTIONS],
         "more": max(0, more),
     }

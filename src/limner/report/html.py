@@ -27,28 +27,13 @@ class Curve:
     @classmethod
     def of(cls, metrics: Sequence[dict[str, Any]], field: str, title: str) -> "Curve":
         """The curve of `field`, from at most 300 of the logged steps."""
-        lines = metrics[:: max(1, len(metrics) // 300)]
+        logged = [line for line in metrics if field in line]
+        lines = logged[:: max(1, len(logged) // 300)]
         values = [line[field] for line in lines]
         low, high = min(values, default=0.0), max(values, default=1.0)
         width, height = max(1, len(values) - 1), (high - low) or 1.0
         points = (f"{100 * i / width:.2f},{40 - 40 * (value - low) / height:.2f}" for i, value in enumerate(values))
         return cls(title, " ".join(points), low, high, lines[-1]["step"] if lines else 0)
-
-
-class Thumbnails:
-    """Thumbnails of a source's pictures by key, as data URLs."""
-
-    def __init__(self, source: Source) -> None:
-        self._pairs: dict[str, Pair] = {pair.key: pair for pair in source}
-
-    def __getitem__(self, key: str) -> str:
-        buffer = io.BytesIO()
-        Image.fromarray(decode(self._pairs[key].read(), THUMBNAIL, fast=True)).save(buffer, "WEBP", quality=85)
-        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-THUMBNAIL = 112
-"""Pixels on the shorter side of a thumbnail."""
 
 
 def percent(share: float) -> str:
@@ -93,13 +78,24 @@ class Chart:
         return cls(histogram.name, histogram.low, histogram.median, histogram.high, bars)
 
 
-def thumbnail(pair: Pair) -> str:
-    """A small picture as a data URL; empty if it cannot be read any more."""
+class Thumbnails:
+    """Thumbnails of a source's images by key."""
+
+    def __init__(self, source: Source, side: int) -> None:
+        self._pairs: dict[str, Pair] = {pair.key: pair for pair in source}
+        self._side = side
+
+    def __getitem__(self, key: str) -> str:
+        return thumbnail(self._pairs[key], self._side)
+
+
+def thumbnail(pair: Pair, side: int) -> str:
+    """A small image, `side` pixels on its shorter side, as a data URL; empty if it cannot be read any more."""
     try:
-        image = Image.fromarray(decode(pair.read(), THUMBNAIL, fast=True))
+        small = Image.fromarray(decode(pair.read(), side, fast=True))
     except (DataError, OSError):
         return ""
-    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))  # long strips
+    small.thumbnail((2 * side, 2 * side))  # long strips
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
+    small.save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -53,7 +53,7 @@ def write_report(
         raise ConfigError(
             f"The run {path}", must="have been evaluated", got="no file in eval/", then=f"Run: limner eval {path}"
         )
-    config, model = run.read_config(), model or load(path)
+    config, model = run.read_config(), model or load(path, device="auto")
     at_hand = {one.source.fingerprint: one for one in embedded}
     metrics = run.read_metrics()
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -101,7 +101,7 @@ def _embedded(result: Evaluation, run: RunDirectory, model: CLIP, at_hand: dict[
 
 def _task(result: Evaluation, embedded: Embedded, model: CLIP, sentences: Sequence[str]) -> dict[str, Any]:
     source = embedded.source
-    thumbnails = Thumbnails(source)
+    thumbnails = Thumbnails(source, THUMBNAIL)
     names, predictions = result.class_names, result.predictions
     shown = random.Random(0).sample(predictions, min(GRID, len(predictions)))
     ranked = _classes_by_certainty(predictions)

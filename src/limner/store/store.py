@@ -61,7 +61,7 @@ tags: [clip]
 import limner
 
 model = limner.load("MODEL")
-limner.ZeroShotClassifier(model, ["cat", "dog"], ["a image of {}."]).predict(["image.png"])
+limner.ZeroShotClassifier(model, ["cat", "dog"], ["a picture of {}."]).predict(["picture.png"])
 ```
 
 Read by {{ readers | join(", ") }}.
@@ -161,7 +161,7 @@ def fingerprint(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | No
     """The sha256 of what a model computes with: architecture, limner's float32 tensors by name, tokenizer."""
     digest = hashlib.sha256(json.dumps(to_json(shape), sort_keys=True).encode())
     for name in sorted(weights):
-        tensor = weights[name].float().contiguous()
+        tensor = weights[name].detach().float().cpu().contiguous()
         digest.update(f"{name}{list(tensor.shape)}".encode())
         digest.update(tensor.view(-1).numpy().data)
     if tokenizer is not None:
@@ -199,6 +199,7 @@ def load(
     Raises `ModelError` if a file is missing or changed, or if a tensor does not fit the architecture.
     """
     require(precision in ("fp32", "bf16"), "The precision", "be fp32 or bf16", repr(precision), "fp32 is exact.")
+    place = chosen_device(device)
     folder = model_folder(path, allow_pickle=allow_pickle)
     shape, weights, tokenizer = read(folder, activation, allow_pickle=allow_pickle, trust=trust)
     if activation is not None and activation != shape.activation:
@@ -225,7 +226,7 @@ def load(
         model.text.bfloat16()
     if image_size is not None or precision != "fp32":  # another model than the one that was read
         model.fingerprint = fingerprint(model.architecture, model.state_dict(), tokenizer)
-    return model.to(chosen_device(device))
+    return model.to(place)
 
 
 def chosen_device(name: str) -> torch.device:

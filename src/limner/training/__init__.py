@@ -1,1 +1,1 @@
-"""Loss to weights: the loop, the optimizer, the schedule, checkpoints."""
+"""Loss to weights: what a run needs, its loop, the step, the guard, the optimizer, checkpoints, many ranks."""

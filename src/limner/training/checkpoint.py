@@ -34,12 +34,12 @@ from limner.model.clip import CLIP, trainable
 from limner.run import RunDirectory
 from limner.store.store import load_weights
 from limner.store.tensors import read_tensors, write_tensors
+from limner.training.half_adamw import MOMENTS
 from limner.training.optimizer import Average
 from limner.training.world import World
 
 KEPT = 2
 """Checkpoints that stay on the disk: the newest, and one more should that be damaged."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,13 @@
-"""AdamW whose moments and weights may be bfloat16, rounded stochastically."""
+"""AdamW whose moments and weights may be bfloat16, rounded stochastically.
+
+The paper keeps Adam's statistics in half precision, and the text encoder's weights in half precision, rounded
+stochastically (section 2.5). A bfloat16 has 8 bits of precision: rounded to the nearest, a change of less than half a
+unit in the last place is lost each time, so weights stall and a second moment with beta2 0.999 never falls. Rounded up
+or down at random, with the odds that make the mean right, nothing is lost on average.
+
+`HalfAdamW` goes through the parameters in packs of a fixed number of elements: `bfloat16 -> float32 -> torch's own
+fused AdamW -> stochastic rounding -> bfloat16`. So the arithmetic is torch's; what is float32 is worked on in place.
+"""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,12 +1,6 @@
-"""AdamW with decoupled weight decay on everything but gains and biases; moments and weights may be bfloat16.
+"""The optimizer of a model, its learning rate at each step, and the average of its weights.
 
-The paper keeps Adam's statistics in half precision, and the text encoder's weights in half precision, rounded
-stochastically (section 2.5). A bfloat16 has 8 bits of precision: rounded to the nearest, a change of less than half a
-unit in the last place is lost each time, so weights stall and a second moment with beta2 0.999 never falls. Rounded up
-or down at random, with the odds that make the mean right, nothing is lost on average.
-
-`HalfAdamW` goes through the parameters in packs of a fixed number of elements: `bfloat16 -> float32 -> torch's own
-fused AdamW -> stochastic rounding -> bfloat16`. So the arithmetic is torch's; what is float32 is worked on in place.
+AdamW with decoupled weight decay on everything but gains and biases; warm-up, then cosine to zero (paper section 2.5).
 """
 
 import math
@@ -73,10 +67,7 @@ def halve_weights(model: CLIP, towers: tuple[str, ...]) -> None:
                 module.weight.data = module.weight.data.bfloat16()
 
 
-# --- the optimizer ---------------------------------------------------------------------------------------------------
-
-
-# --- stochastic rounding ---------------------------------------------------------------------------------------------
+# --- its learning rate, and the average ------------------------------------------------------------------------------
 
 
 def lr_share(step: int, plan: Plan) -> float:
@@ -88,7 +79,10 @@ def lr_share(step: int, plan: Plan) -> float:
 
 
 class Average:
-    """average <- decay x average + (1 - decay) x weights, after each step. BatchNorm's statistics are the model's."""
+    """An exponential moving average of the weights (Polyak and Juditsky 1992), in float32 whatever these are in.
+
+    average <- decay x average + (1 - decay) x weights, after each step. BatchNorm's statistics are the model's.
+    """
 
     def __init__(self, model: CLIP, decay: float) -> None:
         self.decay = decay

@@ -205,19 +205,21 @@ def run_tokenizer(
 ) -> Tokenizer:
     """The run's tokenizer: when resuming the one that is there, else that of the model to start from, else the
     config's, else one trained on the captions. Rank 0 writes it, the others read it."""
+    assert isinstance(config.model, Architecture)
+    context = {"context_length": config.model.text.context_length}
     if world.rank == 0 and not (resume and run.tokenizer.exists()):
         if base is not None:
             assert base.tokenizer is not None
             tokenizer = base.tokenizer
         elif config.tokenizer == "openai":
-            tokenizer = Tokenizer.openai()
+            tokenizer = Tokenizer.openai(**context)
         elif config.tokenizer is not None:
-            tokenizer = Tokenizer.load(Path(config.tokenizer))
+            tokenizer = Tokenizer.load(Path(config.tokenizer), **context)
         else:
-            tokenizer = Tokenizer.train(source.captions(), vocab_size=config.vocab_size)
+            tokenizer = Tokenizer.train(source.captions(), vocab_size=config.vocab_size, **context)
         tokenizer.save(run.tokenizer)
     world.barrier()
-    return Tokenizer.load(run.tokenizer)
+    return Tokenizer.load(run.tokenizer, **context)
 
 
 def starting_model(config: RunConfig) -> CLIP:

@@ -18,6 +18,7 @@ ran twice. For models without BatchNorm the result is that of the whole batch at
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from torch import Tensor, nn
 
 from limner.config import OptimConfig, Plan
 from limner.data.loader import Batch
+from limner.errors import require
 from limner.objectives.objective import Trainee
 from limner.objectives.ranks import Ranks
 from limner.training.guard import Guard, clip_gradients
 from limner.training.optimizer import lr_share
+from limner.training.watch import STAGES
 from limner.training.world import World, average_gradients, local_gradients
 
 # --- a step ----------------------------------------------------------------------------------------------------------
@@ -69,8 +72,12 @@ class Step:
         self.optimizer.step()
         outcome.statistics.advance(self.world, found)
         self.guard.model.clip_logit_scale()
-        facts = {"lr": lr, "batch": len(batch.pixels), "skipped": found}
-        return {"loss": outcome.loss, **outcome.metrics, **norms, **outcome.scalars, **facts}
+        own = {"loss": outcome.loss, **norms, "lr": lr, "batch": len(batch.pixels), "skipped": found}
+        named = {**outcome.metrics, **outcome.scalars}
+        taken = own.keys() & named.keys() | outcome.metrics.keys() & outcome.scalars.keys()
+        what = "The names of what an objective measures"
+        require(not taken, what, "be its own", ", ".join(sorted(taken)), "Call them otherwise: the log has these.")
+        return {"loss": outcome.loss, **outcome.metrics, **norms, **outcome.scalars, **own}
 
 
 # --- the gradient ----------------------------------------------------------------------------------------------------
@@ -108,18 +115,29 @@ def backward(
     assert isinstance(trainee, Trainee)
     model, objective = trainee.model, trainee.objective
     device = model.log_logit_scale.device
-    ranks = Ranks(len(batch.pixels), world.group, device)
     statistics = RunningStatistics(model)
+    reached = STAGES.index("encoding")
+
+    def at(stage: str) -> None:
+        """The watch compares ranks by their stages: a part of a batch does not go back to one."""
+        nonlocal reached
+        reached = max(reached, STAGES.index(stage))
+        world.at(step, STAGES[reached])
+
+    @cache
+    def ranks() -> Ranks:
+        """How the batch lies on the ranks: they meet here, at the loss."""
+        return Ranks(len(batch.pixels), world.group, device)
 
     def encode(part: Batch, stage: str) -> dict[str, Tensor]:
-        world.at(step, stage)
+        at(stage)
         with statistics.of_a_piece(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return replica(part)
 
     def loss_of(tensors: dict[str, Tensor], part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        world.at(step, "loss")
-        loss, metrics = objective.loss(tensors, part, ranks)
-        world.at(step, "backward")
+        at("loss")
+        loss, metrics = objective.loss(tensors, part, ranks())
+        at("backward")
         return loss, metrics
 
     local = local_gradients(replica) if pieces > 1 else nullcontext()
@@ -179,7 +197,7 @@ def cached_backward(
 
 
 def accumulated_backward(
-    encode: Encode, loss_of: Callable[..., Any], parts: list[Batch], ranks: Ranks
+    encode: Encode, loss_of: Callable[..., Any], parts: list[Batch], ranks: Callable[[], Ranks]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """(loss, metrics, tensors) of a batch whose pairs are not coupled: its parts' gradients are added up.
 
@@ -191,14 +209,14 @@ def accumulated_backward(
     for part in parts:
         tensors = encode(part, "encoding")
         loss, metrics = loss_of(tensors, part)
-        weight = len(part.pixels) * ranks.world_size / ranks.global_batch
+        weight = len(part.pixels) * ranks().world_size / ranks().global_batch
         loss.backward(torch.full_like(loss, weight))
         for name, number in {"": loss, **metrics}.items():
-            share = number.detach() * weight / ranks.world_size
+            share = number.detach() * weight / ranks().world_size
             sums[name] = sums[name] + share if name in sums else share
         for name, tensor in tensors.items():
             rows.setdefault(name, []).append(tensor.detach())
-    sums = {name: ranks.sum(total.clone()) for name, total in sums.items()}
+    sums = {name: ranks().sum(total.clone()) for name, total in sums.items()}
     loss = sums.pop("")
     return loss, sums, {name: torch.cat(each) if each[0].ndim else each[0] for name, each in rows.items()}
 
@@ -226,7 +244,8 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        # those of a locked tower are in inference mode, and stay as they are
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
         self._now = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
         self._counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
         self._before = [buffer.clone() for buffer in self._now]

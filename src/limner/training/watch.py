@@ -1,4 +1,9 @@
-"""A watch over ranks."""
+"""A watch over ranks: a rank that dies or stands still would leave the others waiting for ever.
+
+Each rank has a thread that writes down once a second, in the store that torchrun keeps, in which step and stage it is;
+rank 0 reads these notes, the others read rank 0's, and the first to see that a rank is missing names it and ends the
+job (docs/decisions/0012).
+"""
 
 import json
 import os

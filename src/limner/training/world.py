@@ -2,10 +2,6 @@
 
 Every rank runs the same program on its own pairs. The loss gathers what it needs (objectives/contrastive.py), DDP or
 FSDP2 averages gradients, rank 0 writes. The run directory must be on a disk that all ranks see.
-
-A rank that dies or stands still would leave the others waiting for ever. So each rank has a thread that writes down
-once a second, in the store that torchrun keeps, in which step and stage it is; rank 0 reads these notes, the others
-read rank 0's, and the first to see that a rank is missing names it and ends the job.
 """
 
 import os
@@ -189,7 +185,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-# --- the watch -------------------------------------------------------------------------------------------------------
+# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -10,16 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.training import ALONE, RESNET, batch_of
 from limner.architecture import Activation, Architecture, EncoderConfig, TextConfig, ViTConfig, name_of
 from limner.config import RunConfig, TrainConfig, from_json, to_json
 from limner.errors import ConfigError, ModelError
 from limner.model.clip import CLIP, ENCODERS, create
 from limner.model.size import size_of
 from limner.model.transformer import Blocks
+from limner.objectives.contrastive import Contrastive
+from limner.objectives.objective import Trainee
 from limner.recipes import digits
 from limner.run import RunDirectory
 from limner.store.store import load
 from limner.training.loop import train
+from limner.training.step import backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class PatchEncoder(nn.Module):
 @pytest.fixture
 def shape(monkeypatch: pytest.MonkeyPatch) -> Architecture:
     monkeypatch.setitem(ENCODERS, "patches", PatchEncoder)
-    text = TextConfig(layers=1, width=64, heads=2, vocab_size=49_408)
+    text = TextConfig(layers=1, width=64, heads=2, vocab_size=49_408, context_length=16)
     return Architecture(image=PatchConfig(width=32), text=text, embed_dim=32, image_size=32)
 
 
@@ -106,6 +110,7 @@ def test_a_third_encoder_trains_is_saved_and_loaded(shape: Architecture, folder_
     model = load(run.path)
     assert model.architecture.image == shape.image and "Bag of patches" in (run.model / "README.md").read_text()
     assert not (run.model / "open_clip_config.json").exists(), "open_clip has no such encoder"
+    assert model.architecture.text.context_length == 16, "the context is the architecture's"
     resized = load(run.path, image_size=64)
     assert resized.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 32)
     assert size_of(shape).image_parameters == sum(p.numel() for p in model.image.parameters())
@@ -124,6 +129,16 @@ def test_an_encoder_that_leaves_something_out_fails_loudly(shape: Architecture, 
         title: ClassVar[str] = "Silent"
         beta2: ClassVar[float] = 0.9
         eps: ClassVar[float] = 1e-8
+
+    with pytest.raises(ConfigError, match="have a kind of its own"):
+
+        class Other(EncoderConfig):
+            kind, title, beta2, eps = "vit", "Other", 0.9, 1e-8
+
+    with pytest.raises(ConfigError, match="no value of its own"):
+
+        class Heir(ViTConfig):
+            """It would silently take the place of its parent."""
 
     with pytest.raises(TypeError, match="stride"):
         Silent()  # type: ignore[abstract]
@@ -164,7 +179,8 @@ def test_an_architecture_of_before_has_the_json_of_before():
 
 
 def test_a_locked_tower_stays_as_it_is_batch_norm_included():
-    model = create("RN-nano").train()
+    batch = batch_of(9, 32)
+    model = create(RESNET).train()
     model.lock("image")
     assert not any(module.training for module in model.image.modules()) and model.text.training
     before = {name: tensor.clone() for name, tensor in model.image.state_dict().items()}
@@ -173,6 +189,13 @@ def test_a_locked_tower_stays_as_it_is_batch_norm_included():
     features = model.train().encode_image(pixels)
     assert not features.requires_grad
     assert all(torch.equal(before[name], tensor) for name, tensor in model.image.state_dict().items())
+    for pieces in (1, 3):
+        outcome = backward(Trainee(model, Contrastive()), batch, pieces=pieces, dtype=torch.float32, world=ALONE)
+        outcome.statistics.advance(ALONE, torch.tensor(0.0))
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.image.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.image.parameters())
+    with pytest.raises(ModelError, match="must be image and text"):
+        model.lock("imge")  # type: ignore[arg-type]
     model.lock()
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.train().image.modules())

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from limner.store.store import load
 from limner.training.guard import gradients_of
 from limner.training.loop import train
 from limner.training.prepare import settled
-from limner.training.step import backward
+from limner.training.step import Step, backward
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,7 @@ def test_an_objective_that_leaves_something_out_fails_loudly():
         Silent()  # type: ignore[abstract]
 
 
-def test_a_toy_objective_trains_from_config_to_report(
-    toy: None, folder_of_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_toy_objective_trains_from_config_to_report(toy: None, folder_of_pairs: Path, tmp_path: Path):
     (folder_of_pairs / "05.png").write_bytes(b"not a picture")
     config = dataclasses.replace(
         digits(),
@@ -148,7 +148,9 @@ def test_a_tensor_that_is_not_finite_is_called_by_the_objectives_name(
 # --- sigmoid ---------------------------------------------------------------------------------------------------------
 
 
-def test_sigmoid_trains_saves_its_bias_and_resumes_to_the_bit(folder_of_pairs: Path, tmp_path: Path):
+def test_sigmoid_trains_saves_its_bias_and_resumes_to_the_bit(
+    folder_of_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     config = dataclasses.replace(
         digits(),
         data=str(folder_of_pairs),
@@ -165,11 +167,19 @@ def test_sigmoid_trains_saves_its_bias_and_resumes_to_the_bit(folder_of_pairs: P
     )
     lines = run.read_metrics()
     assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["logit_bias"] != lines[0]["logit_bias"]
-    # back to the checkpoint in the middle: drop the end, resume, the same bits
-    half = dataclasses.replace(config, out=tmp_path / "half", train=dataclasses.replace(config.train, epochs=10.0))
-    (last,) = run.checkpoints.iterdir()
-    assert "20" in last.name
-    again = load(train(half))
+    half, plain = dataclasses.replace(config, out=tmp_path / "half"), Step.__call__
+
+    def stopping(self: Step, batch: Batch, step: int) -> dict[str, Any]:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, batch, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Step, "__call__", stopping)
+        train(half)
+    (checkpoint,) = (tmp_path / "half" / "checkpoints").iterdir()
+    assert "10" in checkpoint.name
+    again = load(train(half, resume=True))
     assert again.fingerprint == model.fingerprint
     similarities = torch.tensor([[0.9, 0.1]])
     shares = objective("sigmoid").probabilities(model, similarities)
@@ -198,3 +208,27 @@ def test_every_weight_that_trains_takes_part():
     model.encode_image(batch_of(4, 24).pixels).sum().backward()
     with pytest.raises(TrainingError, match="take part in the loss"):
         gradients_of(model)
+
+
+def test_an_architecture_takes_what_the_objective_adds_and_gives_it_back():
+    mine = Sigmoid().adapt(dataclasses.replace(VIT, initial_logit_scale=20.0, initial_logit_bias=-5.0))
+    assert (mine.objective, mine.initial_logit_scale, mine.initial_logit_bias) == ("sigmoid", 20.0, -5.0)
+    assert Sigmoid().adapt(mine) == mine
+    plain = Contrastive().adapt(mine)
+    assert plain.objective == "contrastive" and plain.initial_logit_bias is None and Contrastive().adapt(VIT) == VIT
+
+
+def test_names_that_the_log_has_already_are_refused(
+    toy: None, folder_of_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = Toy.loss
+    monkeypatch.setattr(Toy, "loss", lambda *args: (plain(*args)[0], {"skipped": torch.tensor(0.0)}))
+    config = dataclasses.replace(
+        digits(),
+        data=str(folder_of_pairs),
+        test=str(folder_of_pairs),
+        out=tmp_path / "run",
+        train=TrainConfig(batch_size=20, epochs=1.0, precision="fp32", objective="toy"),
+    )
+    with pytest.raises(ConfigError, match=r"must be its own\. Got skipped"):
+        train(config)

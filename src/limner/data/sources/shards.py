@@ -219,6 +219,10 @@ class Shard:
         found = self._index()
         return found.keys(found.captioned if self.needs_caption else np.arange(self.count))
 
+    def loose(self) -> Iterator[Path]:
+        """None: the digest is of the whole shard."""
+        return iter(())
+
     def _index(self) -> Index:
         found = load_index(self.path, self.sha256, build)
         if self.count != (len(found.captioned) if self.needs_caption else len(found)):

@@ -390,6 +390,13 @@ class TablePart:
         samples = found.captioned if self.needs_caption else np.arange(len(found))
         return found.keys(samples[self.first : self.first + self.count])
 
+    def loose(self) -> Iterator[Path]:
+        """The images that lie beside the table."""
+        if len(load_index(self.path, self.sha256, build).arrays["paths"]) == 0:
+            return iter(())
+        paths = (Path(self.pair(index).path) for index in range(self.count))
+        return (path for path in paths if path != self.path)
+
 
 def _parts(path: Path, told: dict[str, Any], needs_caption: bool) -> list[TablePart]:
     """The stretches of a table, of whole row groups with `PART` pairs or more in all, but for the last one."""
