@@ -29,6 +29,7 @@ from limner.data.order import uniform
 from limner.data.pairs import Pair, Source, order_of
 from limner.data.reading import (
     LATE,
+    LOOKING_UP,
     NAMED,
     PATIENCE_SECONDS,
     UNREAD,

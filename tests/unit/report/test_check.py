@@ -88,7 +88,7 @@ def test_a_sheet_about_nothing(folder_of_pairs: Path, tmp_path: Path):
 def test_thumbnails_of_strips_stay_small(tmp_path: Path, picture: Callable[..., bytes], folder_of_pairs: Path):
     (folder_of_pairs / "00.png").write_bytes(picture(1500, 100))
     _, source = check(str(folder_of_pairs), batch_size=32)
-    data = thumbnail(source[0]).removeprefix("data:image/webp;base64,")
+    data = thumbnail(source[0], 112).removeprefix("data:image/webp;base64,")
     assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 224
 
 

@@ -1,7 +1,9 @@
 """Gradient caching is exact: micro-batches give the gradient of the whole batch."""
 
 import copy
+import dataclasses
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from limner.data.loader import Batch
 from limner.model.clip import CLIP, create
 from limner.objectives.contrastive import Contrastive, contrastive_loss_and_accuracy
 from limner.objectives.objective import Trainee
+from limner.objectives.ranks import Ranks
+from limner.training import step as step_module
 from limner.training.optimizer import halve_weights
 from limner.training.step import Outcome, backward
+from limner.training.watch import STAGES
 
 
 def gradients(
@@ -129,3 +134,26 @@ def test_features_are_the_same_bits_with_and_without_a_graph():
                 with torch.no_grad():
                     without = forward()
                 assert all(torch.equal(a, b) for a, b in zip(without, forward(), strict=True))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_ranks_meet_at_the_loss_and_no_stage_comes_again(monkeypatch: pytest.MonkeyPatch, pieces: int):
+    """The watch finds out who is missing by stages: a rank that waits for the others must say that it is at the loss."""
+    stages: list[str] = []
+
+    def meeting(*args: Any) -> Ranks:
+        stages.append("meeting")
+        return Ranks(*args)
+
+    monkeypatch.setattr(step_module, "Ranks", meeting)
+    world = dataclasses.replace(ALONE, at=lambda _step, stage: stages.append(stage))
+    backward(
+        Trainee(create(VIT).train(), Contrastive()),
+        batch_of(9, 24),
+        pieces=pieces,
+        dtype=torch.float32,
+        world=world,
+    )
+    assert list(dict.fromkeys(stages)) == ["encoding", "loss", "meeting", "backward"]
+    order = [STAGES.index(stage) for stage in stages if stage != "meeting"]
+    assert order == sorted(order)
