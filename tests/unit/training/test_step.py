@@ -138,14 +138,15 @@ def test_features_are_the_same_bits_with_and_without_a_graph():
 
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_ranks_meet_at_the_loss_and_no_stage_comes_again(monkeypatch: pytest.MonkeyPatch, pieces: int):
-    """The watch finds out who is missing by stages: a rank that waits for the others must say that it is at the loss."""
+    """The watch finds out by stages who is missing: a rank that waits for others must say that it is at the loss."""
     stages: list[str] = []
 
-    def meeting(*args: Any) -> Ranks:
-        stages.append("meeting")
-        return Ranks(*args)
+    class Meeting(Ranks):
+        def __init__(self, *args: Any) -> None:
+            stages.append("meeting")
+            super().__init__(*args)
 
-    monkeypatch.setattr(step_module, "Ranks", meeting)
+    monkeypatch.setattr(step_module, "Ranks", Meeting)
     world = dataclasses.replace(ALONE, at=lambda _step, stage: stages.append(stage))
     backward(
         Trainee(create(VIT).train(), Contrastive()),
