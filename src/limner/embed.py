@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limner.data.pairs import Pair, Source
 from limner.data.reading import LATE, SLOW, UNREAD, Unread, centres, describe_unreadable
-from limner.errors import DataError, ModelError
+from limner.errors import DataError, ModelError, StorageError
 from limner.model.clip import CLIP
 from limner.progress import say, track
 from limner.store.store import fingerprint
@@ -68,14 +68,8 @@ def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Em
             then="Check the files.",
         )
     found = Embedded(source=source, indices=indices, features=torch.cat(parts), unreadable=unreadable)
-    passing = [one for one in unreadable if one.reason in (LATE, SLOW, UNREAD)]
-    if file is not None and passing:
-        say(f"The features are not kept: {passing[0].key} may be readable another time ({passing[0].got}).")
-    elif file is not None:
-        tensors = {"indices": torch.tensor(indices), "features": found.features}
-        told = json.dumps([one._asdict() for one in unreadable])
-        write_tensors(file, tensors, unreadable=told)
-        say(f"Kept the features in {file}.")
+    if file is not None:
+        _keep(file, found)
     return found
 
 
@@ -124,6 +118,29 @@ def _stamp(source: Source) -> str:
     return digest.hexdigest()
 
 
+def _keep(file: Path, found: Embedded) -> None:
+    """Write features to `file`. What cannot be kept is said, and lost is nothing: they are at hand."""
+    passing = [one for one in found.unreadable if one.reason in (LATE, SLOW, UNREAD)]
+    if passing:
+        say(f"The features are not kept: {passing[0].key} may be readable another time ({passing[0].got}).")
+        return
+    tensors = {"indices": torch.tensor(found.indices), "features": found.features}
+    unreadable = json.dumps([one._asdict() for one in found.unreadable])
+    try:
+        write_tensors(file, tensors, unreadable=unreadable, digest=_digest(tensors, unreadable))
+    except StorageError as error:
+        say(f"The features are not kept: {error}")
+    else:
+        say(f"Kept the features in {file}.")
+
+
+def _digest(tensors: dict[str, Tensor], unreadable: str) -> str:
+    digest = hashlib.sha256(unreadable.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
+
+
 def _kept(file: Path, source: Source) -> Embedded | None:
     """The features that `file` keeps, if there is such a file and it is whole."""
     if not file.is_file():
@@ -131,7 +148,10 @@ def _kept(file: Path, source: Source) -> Embedded | None:
     try:
         tensors = read_tensors(file)
         with safe_open(file, framework="pt") as opened:
-            unreadable = [Unread(**one) for one in json.loads((opened.metadata() or {})["unreadable"])]
+            metadata = opened.metadata() or {}
+        if metadata["digest"] != _digest(tensors, metadata["unreadable"]):
+            raise ValueError("other bytes than were written")
+        unreadable = [Unread(**one) for one in json.loads(metadata["unreadable"])]
         indices, features = tensors["indices"].tolist(), tensors["features"]
     except (ModelError, KeyError, TypeError, ValueError) as error:
         say(f"The features kept in {file} are damaged ({error}): the pictures are encoded again.")

@@ -101,7 +101,13 @@ def test_a_damaged_file_is_made_again_with_a_word(
     source, keep = read_images(folder_of_pairs), tmp_path / "kept"
     first = embed_images(model, source, keep=keep)
     (file,) = keep.iterdir()
-    file.write_bytes(file.read_bytes()[:-100])
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    for damaged in (content, content[:-100]):
+        file.write_bytes(damaged)
+        assert torch.equal(embed_images(model, source, keep=keep).features, first.features)
+        assert "damaged" in capsys.readouterr().err
+    file.write_bytes(content[:-100])
     assert torch.equal(embed_images(model, source, keep=keep).features, first.features)
     assert "damaged" in capsys.readouterr().err
     assert torch.equal(embed_images(model, source, keep=keep).features, first.features)
@@ -153,6 +159,14 @@ def test_what_may_be_readable_another_time_is_not_kept(
         patch.setattr(Pair, "read", fail)
         assert len(embed_images(model, source, keep=keep).indices) == 39
     assert not keep.exists() and len(embed_images(model, source, keep=keep).indices) == 40
+
+
+def test_a_folder_that_cannot_be_written_costs_no_answer(
+    model: CLIP, folder_of_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("no folder")
+    assert len(embed_images(model, read_pairs(folder_of_pairs), keep=tmp_path / "file").indices) == 40
+    assert "The features are not kept" in capsys.readouterr().err
 
 
 # --- device and precision --------------------------------------------------------------------------------------------

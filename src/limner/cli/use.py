@@ -76,6 +76,7 @@ def classify(
         features: keep the features of the pictures in this folder, and take them from there the next time.
         json: print JSON.
     """
+    from limner.report.html import percent
     from limner.store.store import load
     from limner.use.classify import classify_images
 
@@ -92,7 +93,7 @@ def classify(
     else:
         print_table(
             ("picture", "names"),
-            [(a.image, "  ".join(f"{name} {share:.1%}" for name, share in a.names.items())) for a in answers],
+            [(a.image, "  ".join(f"{name} {percent(share)}" for name, share in a.names.items())) for a in answers],
         )
 
 
@@ -132,6 +133,7 @@ def search(
 
 
 def names_in(labels: Sequence[str]) -> list[str]:
-    """The names in --labels; a single value with commas is several names, as it was written before."""
-    names = labels[0].split(",") if len(labels) == 1 else labels
+    """The names in --labels; a single value with commas, or values that end with one, are names between commas."""
+    has_commas = len(labels) == 1 or any(label.endswith(",") for label in labels)
+    names = " ".join(labels).split(",") if has_commas else labels
     return [name.strip() for name in names if name.strip()]

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from limner.data.pairs import Source
-from limner.data.reading import describe_unreadable
+from limner.data.pairs import Source, describe
 from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images
 from limner.errors import ConfigError, DataError
@@ -79,8 +78,6 @@ def evaluate_features(model: CLIP, embedded: Embedded, *, kept_back: bool = Fals
     skipped. `kept_back` is noted in the result: the pairs are a part of those at the path.
     """
     source, features, pairs = embedded.source, embedded.features, embedded.pairs()
-    if embedded.unreadable:
-        say(f"Left out of the evaluation: {describe_unreadable(embedded.unreadable)}.")
     skipped = source.skipped + Counter(one.got for one in embedded.unreadable)
     about = {"task": name_of_task(source), "model": model.fingerprint or "not saved", "data": source.fingerprint}
     class_names, templates = classes_of_task(source)
@@ -103,6 +100,8 @@ def evaluate_features(model: CLIP, embedded: Embedded, *, kept_back: bool = Fals
             got=f"{len(pairs)} pictures with neither",
             then="Add KEY.txt beside each picture, or use limner classify to name pictures.",
         )
+    if +skipped:
+        say(f"Left out of the evaluation of {source.path}: {describe(+skipped)}.")
     return Evaluation(
         task=about["task"],
         data=place_of_task(source),

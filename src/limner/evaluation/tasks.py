@@ -17,6 +17,7 @@ from limner.evaluation.metrics import Row
 from limner.evaluation.zero_shot import Prediction
 from limner.files import read_json, write_json
 from limner.run import RunDirectory
+from limner.store.foreign import own_facts, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,18 @@ class Evaluation:
 
 
 def write_evaluation(run: RunDirectory, evaluation: Evaluation) -> Path:
-    """Keep an evaluation in the run's eval/, one file for each task and state of its data."""
-    name = f"{evaluation.task.replace('/', '-')}-{evaluation.rows[0].data[:8]}.json"
-    write_json(run.evaluations / name, asdict(evaluation))
-    return run.evaluations / name
+    """Keep an evaluation in the run's eval/: one file for each task and state of its data, and for each other model
+    than the run's own, such as the same in another precision."""
+    model, data = evaluation.rows[0].model, evaluation.rows[0].data
+    other = "" if model == fingerprint_of(run) else f"-model-{model[:8]}"
+    file = run.evaluations / f"{evaluation.task.replace('/', '-')}-{data[:8]}{other}.json"
+    write_json(file, asdict(evaluation))
+    return file
+
+
+def fingerprint_of(run: RunDirectory) -> str | None:
+    """The fingerprint of a run's model, as its config.json says it."""
+    return (own_facts(read_config(run.model)) or {}).get("fingerprint")
 
 
 def read_evaluations(run: RunDirectory) -> list[Evaluation]:

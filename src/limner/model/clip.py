@@ -243,6 +243,8 @@ def _pixels(image: ImageLike, size: int, *, fast: bool) -> np.ndarray:
         return shorter_side_fast(np.array(rgb), size) if fast else np.asarray(shorter_side(rgb, size))
     path = Path(image)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
+            raise OSError("a folder, a pipe or a device")
         with path.open("rb") as file:
             content = file.read(MAX_IMAGE_BYTES)
     except OSError as error:

@@ -20,7 +20,7 @@ from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images, embed_texts
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import describe_row
-from limner.evaluation.tasks import Evaluation, own_task, read_evaluations
+from limner.evaluation.tasks import Evaluation, fingerprint_of, own_task, read_evaluations
 from limner.evaluation.zero_shot import Prediction
 from limner.files import read_json, write_text
 from limner.model.clip import CLIP
@@ -48,7 +48,8 @@ def write_report(
     `model` and `embedded` are the run's model and what it has embedded, where they are at hand: nothing is done twice.
     """
     run = RunDirectory(path)
-    results = read_evaluations(run)
+    evaluations, own = read_evaluations(run), fingerprint_of(run)
+    results = [result for result in evaluations if result.rows[0].model == own]
     if not results:
         raise ConfigError(
             f"The run {path}", must="have been evaluated", got="no file in eval/", then=f"Run: limner eval {path}"
@@ -65,7 +66,8 @@ def write_report(
         model_name=name_of(config.model),
         data=read_json(run.data),
         environment=read_json(run.path / "env.json"),
-        fingerprint=model.fingerprint,
+        fingerprint=own,
+        others=len(evaluations) - len(results),
         last=metrics[-1] if metrics else {},
         curves=[Curve.of(metrics, name, name.replace("_", " ")) for name in curve_names(metrics)],
         tasks=[_task(result, _embedded(result, run, model, at_hand), model, sentences) for result in results],

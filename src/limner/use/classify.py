@@ -1,10 +1,11 @@
 """Naming a person's own images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from limner.data.pairs import IMAGE_ENDINGS, Pair, describe, listed
+from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, describe, listed
 from limner.data.remote import is_address
 from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images
@@ -37,18 +38,30 @@ def classify_images(
     `DataError` if none can be read.
     """
     classifier = ZeroShotClassifier(model, labels, templates)
-    pairs = [pair for path in images for pair in _pairs_at(path)]
-    if not pairs:
+    sources = list(_sources(images))
+    if not sources:
         raise DataError(
             "The pictures to name",
             must=f"be files ({', '.join(IMAGE_ENDINGS)}) or folders of them",
             got="none that can be read",
             then="Check the paths.",
         )
-    embedded = embed_images(model, listed(str(images[0]), pairs), keep=keep)
-    for one in embedded.unreadable:
-        say(f"Left out: {one.key}: {one.got}")
-    return name_all(classifier, embedded, top=top)
+    answers: list[Answer] = []
+    failed: DataError | None = None
+    for prefix, source in sources:
+        try:
+            embedded = embed_images(model, source, keep=keep)
+        except DataError as error:  # nothing there can be read
+            say(f"Left out: {error}")
+            failed = error
+            continue
+        for one in embedded.unreadable:
+            say(f"Left out: {prefix}{one.key}: {one.got}")
+        named = name_all(classifier, embedded, top=top)
+        answers += [replace(answer, image=prefix + answer.image) for answer in named]
+    if failed is not None and not answers:
+        raise failed
+    return answers
 
 
 def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: int = 5) -> list[Answer]:
@@ -61,17 +74,25 @@ def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: int = 5
     ]
 
 
-def _pairs_at(path: str | Path) -> list[Pair]:
-    """The images at `path`, their keys made to show where they are; none, and a word, if they cannot be read."""
-    file = Path(path)
-    if file.suffix.lower() in IMAGE_ENDINGS and file.is_file():
-        return [Pair(key=str(path), path=file, offset=0, size=file.stat().st_size)]
-    try:
-        source = read_images(path)
-    except DataError as error:
-        say(f"Left out: {error}")
-        return []
-    if source.skipped:
-        say(f"Left out of {path}: {describe(source.skipped)}.")
-    is_folder = not is_address(str(path)) and file.is_dir()
-    return [replace(pair, key=str(file / pair.key) if is_folder else f"{path}: {pair.key}") for pair in source]
+def _sources(images: Sequence[str | Path]) -> Iterator[tuple[str, Source]]:
+    """(what to write before a key, images) of each place; files that follow each other are one source."""
+    for is_file, places in groupby(images, key=_is_image_file):
+        if is_file:
+            files = [Path(place) for place in places]
+            pairs = [Pair(key=str(file), path=file, offset=0, size=file.stat().st_size) for file in files]
+            yield "", listed(str(files[0]), pairs)
+            continue
+        for place in places:
+            try:
+                source = read_images(place)
+            except DataError as error:
+                say(f"Left out: {error}")
+                continue
+            if source.skipped:
+                say(f"Left out of {place}: {describe(source.skipped)}.")
+            is_folder = not is_address(str(place)) and Path(place).is_dir()
+            yield f"{Path(place)}/" if is_folder else f"{place}: ", source
+
+
+def _is_image_file(place: str | Path) -> bool:
+    return Path(place).suffix.lower() in IMAGE_ENDINGS and Path(place).is_file()

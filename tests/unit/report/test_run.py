@@ -9,6 +9,7 @@ import pytest
 
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row, describe_row
+from limner.evaluation.suite import evaluate_run
 from limner.evaluation.tasks import read_evaluations
 from limner.files import write_json
 from limner.report.run import curve_names, write_report
@@ -108,3 +109,12 @@ def test_curves_are_of_what_the_objective_says():
 def test_a_row_in_words():
     row = Row(task="t", metric="m", value=0.981, low=0.96, high=0.991, count=359, model="m", data="d")
     assert describe_row(row) == ("98.1%", "96.0% - 99.1%")
+
+
+def test_another_precision_is_no_number_of_the_run(run: RunDirectory):
+    before = {file.name: file.read_text() for file in run.evaluations.iterdir()}
+    evaluate_run(run.path, precision="bf16", device="cpu")
+    files = {file.name: file.read_text() for file in run.evaluations.iterdir()}
+    assert len(files) == len(before) + 1 and all(files[name] == text for name, text in before.items())
+    page = write_report(run.path).read_text()
+    assert "1 more in eval/ measured another model" in page and page.count("zero_shot.top1</td>") == 1
