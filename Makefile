@@ -23,8 +23,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup  ## train a CLIP on emoji, test it on an art style it never saw, write runs/demo/report.html
 	$(BIN)/limner demo --source $(SOURCE)
 
-test: setup  ## run the tests (slow ones are run by name: pytest -m slow)
-	$(BIN)/python -m pytest -q --durations=10
+test: setup  ## run the tests, on all cores (slow ones are run by name: pytest -m slow)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 --numprocesses auto --dist loadfile
 
 lint: setup  ## check format, lint and types
 	$(BIN)/ruff format --check .

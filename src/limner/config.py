@@ -269,7 +269,7 @@ def from_json(values: dict[str, Any], kind: type[T], *, where: str) -> T:
         ) from error
 
 
-def _described(error: BaseException, kind: type | None) -> str:
+def _described(error: BaseException, kind: Any) -> str:
     """What is wrong with a field, in the words of the error where it has some of its own."""
     from cattrs.v import format_exception
 

@@ -85,7 +85,9 @@ def test_store_the_outputs(request: pytest.FixtureRequest):
     )
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("RN50x64", "ViT-L/14@336px") else n for n in SHAPES]
+)
 def test_stored_outputs(name: str, compare: Callable[..., None]):
     stored = load_file(STORED)
     theirs = tuple(stored[f"{name}/{what}"] for what in ("image", "text", "logits"))

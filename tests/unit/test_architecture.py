@@ -49,7 +49,7 @@ def test_the_scaling_rule_gives_the_papers_resnets():
         assert abs(sum(layers) - 16 * compute ** (1 / 3)) < 1  # the depth follows the rule, its spread does not
 
 
-@pytest.mark.parametrize("compute", [1, 2, 8, 32, 128])
+@pytest.mark.parametrize("compute", [1, 2, 8, 32, pytest.param(128, marks=pytest.mark.slow)])
 def test_the_scaling_rule_spends_about_the_compute_that_was_asked_for(compute: int):
     spent = size_of(scale_resnet(compute)).image_gflops / size_of(ZOO["RN50"]).image_gflops
     assert compute / 1.5 < spent < compute * 1.5  # the paper's RN50x64: 45 times

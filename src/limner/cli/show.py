@@ -36,8 +36,10 @@ def from_flags(verb: Callable[..., Any], args: Sequence[str], name: str, **optio
             kind, tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint=hint)
         ]
 
-    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
-    again = next((flag for flag in flags if flags.count(flag) > 1), None)
+    parameters = inspect.signature(verb).parameters.values()
+    lists = {f"--{each.name.replace('_', '-')}" for each in parameters if get_origin(each.annotation) is tuple}
+    given = [arg.partition("=")[0] for arg in args]
+    again = next((flag for flag in lists if given.count(flag) > 1), None)  # the last one alone would count
     require(again is None, f"The option {again}", "be given once", "it several times", "Put all its values after it.")
     annotations = {key: shown(parameter) for key, parameter in inspect.signature(verb).parameters.items()}
     tyro.cli(Described(verb, annotations), args=args, prog=f"limner {name}", **options)

@@ -177,7 +177,7 @@ def nearest(values: Tensor) -> Tensor:
     return values.to(BF16).float()
 
 
-@pytest.mark.parametrize(("beta2", "steps"), [(0.999, 6000), (0.98, 1000)])
+@pytest.mark.parametrize(("beta2", "steps"), [pytest.param(0.999, 6000, marks=pytest.mark.slow), (0.98, 1000)])
 def test_the_second_moment_is_unbiased(beta2: float, steps: int):
     """Gradients from N(0, 1e-3); rounded to the nearest, 0.999 * v is v again and the moment can but rise."""
     weight, count = parameter(torch.zeros(1024)), 1024
@@ -337,7 +337,7 @@ def test_halved_are_matrices_kernels_and_token_embeddings(name: str, tokenizer: 
     assert all(weight.dtype == FP32 for weight in whole.image.parameters())
 
 
-@pytest.mark.parametrize("name", ["ViT-mini", "RN-nano"])
+@pytest.mark.parametrize("name", [pytest.param("ViT-mini", marks=pytest.mark.slow), "RN-nano"])
 def test_a_halved_model_learns_as_a_whole_one_does(name: str, tokenizer: Tokenizer):
     def losses(config: OptimConfig) -> list[float]:
         model = create(name, tokenizer=tokenizer)

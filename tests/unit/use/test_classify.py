@@ -45,7 +45,9 @@ def test_files_folders_and_shards_in_their_order(
     assert named[:3] == [str(tmp_path / "b.png"), str(tmp_path / "a.png"), str(folder_of_pairs / "00.png")]
     assert (len(named) == 82 and named[42].endswith("00000.tar: 0000000000")) or "00000.tar: " in named[42]
     assert answers[0].names == pytest.approx(answers[1].names, abs=1e-5)
-    assert answers == classify_images(model, places, ["dog", "table"], ["{}"], keep=tmp_path / "kept")
+    again = classify_images(model, places, ["dog", "table"], ["{}"], keep=tmp_path / "kept")
+    assert [answer.image for answer in again] == named
+    assert all(a.names == pytest.approx(b.names, abs=1e-6) for a, b in zip(answers, again, strict=True))
     assert len(list((tmp_path / "kept").iterdir())) == 3, "each place by its own fingerprint"
 
 
