@@ -11,7 +11,7 @@ from limner.config import ImageConfig, OptimConfig, RunConfig, TrainConfig
 
 
 def demo() -> RunConfig:
-    """Emoji, for an art style never seen: `limner train demo`. Five minutes on two cores, 35 % top-1 of 1,906."""
+    """Emoji, for an art style never seen: `limner train demo`. 5 to 20 minutes on two cores, 35 % top-1 of 1,906."""
     return RunConfig(
         data="data/demo/train",
         test="data/demo/test",

@@ -52,7 +52,7 @@ def demo(*, source: Literal["emoji", "digits"] = "emoji", out: Path | None = Non
     The pictures that the model is measured on are none that it saw.
 
     Args:
-        source: emoji (three drawing styles from npm packages, 5 minutes of training) or digits (no network).
+        source: emoji (three drawing styles from npm packages, 5 to 20 minutes of training) or digits (no network).
         out: the run directory; runs/demo or runs/digits by default.
         json: print JSON.
     """

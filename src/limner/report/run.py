@@ -52,7 +52,10 @@ def write_report(
     results = [result for result in evaluations if result.rows[0].model == own]
     if not results:
         raise ConfigError(
-            f"The run {path}", must="have been evaluated", got="no file in eval/", then=f"Run: limner eval {path}"
+            f"The run {path}",
+            must="have been evaluated",
+            got="none of its own model in eval/",
+            then=f"Run: limner eval {path}",
         )
     config, model = run.read_config(), model or load(path, device="auto")
     at_hand = {one.source.fingerprint: one for one in embedded}
