@@ -62,7 +62,7 @@ def keep_in_memory(source: Source, indexes: list[Index]) -> None:
 def write(source: Source, indexes: list[Index]) -> None:
     for shard, one in zip(source.parts, indexes, strict=True):
         assert isinstance(shard, Shard) and isinstance(shard.path, Path)
-        index._keep(one, index.index_file(shard.path), mtime_ns=0)
+        index._save(one, shard.path, index.ELSEWHERE)
 
 
 def as_before(source: Source) -> list[np.ndarray]:

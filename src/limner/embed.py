@@ -8,21 +8,21 @@ the CPU as float32. What was embedded once is known by the fingerprints of model
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.data.pairs import Pair, Source
-from limner.data.reading import LATE, SLOW, UNREAD, Unread, centres, describe_unreadable
+from limner.data.reading import LATE, SLOW, UNREAD, Squares, Unread, caption_ids, centres, describe_unreadable
 from limner.errors import DataError, ModelError, StorageError
 from limner.model.clip import CLIP
 from limner.progress import say, track
-from limner.store.store import fingerprint
+from limner.store.store import fingerprint_now
 from limner.store.tensors import read_tensors, write_tensors
 
 BATCH, TEXTS = 256, 1024
@@ -38,6 +38,8 @@ class Embedded:
     """The numbers in the source of the readable images, rising."""
     features: Float[Tensor, "images embed"]
     """Their features: float32, L2-normalised, on the CPU."""
+    contents: list[int]
+    """Hashes of the pixels that the encoder saw: equal ones are the same image."""
     unreadable: list[Unread]
 
     def pairs(self) -> list[Pair]:
@@ -53,13 +55,13 @@ def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Em
     file = None if keep is None else _file(model, source, keep)
     if file is not None and (kept := _kept(file, source)) is not None:
         return kept
-    indices: list[int] = []
-    parts: list[Tensor] = []
-    unreadable: list[Unread] = []
-    for some, features, bad in track(stream_images(model, source), title="Encoding pictures", total=_batches(source)):
-        indices += some
+    indices, contents, parts, unreadable = list[int](), list[int](), list[Tensor](), list[Unread]()
+    batches = _stream(model, source)
+    for squares, features in track(batches, title="Encoding pictures", total=-(-len(source) // BATCH)):
+        indices += squares.indices
+        contents += squares.contents
         parts.append(features)
-        unreadable += bad
+        unreadable += squares.unread
     if not indices:
         raise DataError(
             f"The pictures of {source.path}",
@@ -67,7 +69,8 @@ def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Em
             got=describe_unreadable(unreadable),
             then="Check the files.",
         )
-    found = Embedded(source=source, indices=indices, features=torch.cat(parts), unreadable=unreadable)
+    features = torch.cat(parts)
+    found = Embedded(source=source, indices=indices, features=features, contents=contents, unreadable=unreadable)
     if file is not None:
         _keep(file, found)
     return found
@@ -77,22 +80,56 @@ def stream_images(
     model: CLIP, source: Source
 ) -> Iterator[tuple[list[int], Float[Tensor, "batch embed"], list[Unread]]]:
     """The features of a source's images as they are made: (numbers in the source, features, what could not be read)."""
+    for squares, features in _stream(model, source):
+        yield squares.indices, features, squares.unread
+
+
+def _stream(model: CLIP, source: Source) -> Iterator[tuple[Squares, Float[Tensor, "batch embed"]]]:
     with closing(centres(source, model.architecture.image_size, batch_size=BATCH)) as batches:
-        for indices, pixels, unreadable in batches:
-            with torch.inference_mode():
-                features = model.encode_image(pixels).cpu()
-            yield indices, features.clone(), unreadable  # an ordinary tensor, that anything can be done with
+        for squares in batches:
+            with measuring(model):
+                features = model.encode_image(squares.pixels).cpu()
+            yield squares, features
 
 
 def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
     """The features of sentences: float32, L2-normalised, on the CPU."""
-    with torch.inference_mode():
+    with measuring(model):
         parts = [model.encode_text(texts[start : start + TEXTS]).cpu() for start in range(0, len(texts), TEXTS)]
     return torch.cat(parts)
 
 
-def _batches(source: Source) -> int:
-    return -(-len(source) // BATCH)
+def ids_of_texts(model: CLIP, texts: Sequence[str]) -> list[int]:
+    """What sentences are known by: equal ids are the same sentence to the text encoder."""
+    chunks = (texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS))
+    return [one for chunk in chunks for one in caption_ids(model.tokenize(chunk).numpy())]
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Inference mode without gradients, whatever the model was in; after it every module is as it was.
+
+    In training mode a BatchNorm would use the batch's statistics, and change its own.
+    """
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def require_finite(what: str, values: Tensor) -> None:
+    """Raise `ModelError` unless all `values` are finite: NaN compares as neither more nor less, and would win."""
+    if not bool(torch.isfinite(values).all()):
+        raise ModelError(
+            what,
+            must="be finite numbers",
+            got=f"{int((~torch.isfinite(values)).sum()):,} of {values.numel():,} that are not",
+            then="The weights overflowed or were damaged: limner doctor MODEL says where.",
+        )
 
 
 # --- kept on disk ----------------------------------------------------------------------------------------------------
@@ -100,7 +137,7 @@ def _batches(source: Source) -> int:
 
 def _file(model: CLIP, source: Source, folder: Path) -> Path:
     """Where the features of these images by this model, as it is now, are kept."""
-    now = fingerprint(model.architecture, model.state_dict(), model.tokenizer)
+    now = fingerprint_now(model)
     precision = str(model.image.dtype).removeprefix("torch.")
     return folder / f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{_stamp(source)[:16]}.safetensors"
 
@@ -124,7 +161,11 @@ def _keep(file: Path, found: Embedded) -> None:
     if passing:
         say(f"The features are not kept: {passing[0].key} may be readable another time ({passing[0].got}).")
         return
-    tensors = {"indices": torch.tensor(found.indices), "features": found.features}
+    tensors = {
+        "indices": torch.tensor(found.indices),
+        "features": found.features,
+        "contents": torch.tensor(found.contents),
+    }
     unreadable = json.dumps([one._asdict() for one in found.unreadable])
     try:
         write_tensors(file, tensors, unreadable=unreadable, digest=_digest(tensors, unreadable))
@@ -152,9 +193,10 @@ def _kept(file: Path, source: Source) -> Embedded | None:
         if metadata["digest"] != _digest(tensors, metadata["unreadable"]):
             raise ValueError("other bytes than were written")
         unreadable = [Unread(**one) for one in json.loads(metadata["unreadable"])]
-        indices, features = tensors["indices"].tolist(), tensors["features"]
+        indices, contents, features = tensors["indices"].tolist(), tensors["contents"].tolist(), tensors["features"]
+        require_finite(f"The features kept in {file}", features)
     except (ModelError, KeyError, TypeError, ValueError) as error:
         say(f"The features kept in {file} are damaged ({error}): the pictures are encoded again.")
         return None
     say(f"Features of {len(indices):,} pictures from {file}.")
-    return Embedded(source=source, indices=indices, features=features, unreadable=unreadable)
+    return Embedded(source=source, indices=indices, features=features, contents=contents, unreadable=unreadable)

@@ -12,10 +12,10 @@ ORDER = {
         "version errors seeds progress files architecture config recipes run data model store embed curate objectives "
         "training evaluation use report demo cli __main__"
     ),
-    "data": "order remote pairs decode tokenizer sources reading loader write show bench",
+    "data": "order remote pairs bare decode tokenizer sources reading loader write show bench",
     "data/sources": "kept tar arrow index lists folders shards tables read",
-    "model": "transformer vit resnet text clip size",
-    "store": "tensors pickles hub convert foreign golden store doctor onnx",
+    "model": "transformer vit resnet text inputs clip size",
+    "store": "tensors unpack pickles hub convert foreign golden store doctor onnx",
     "curate": "findings signals check",
     "objectives": "ranks chunks objective contrastive sigmoid table",
     "training": "watch world log half_adamw optimizer checkpoint guard step prepare loop",

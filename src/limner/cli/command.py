@@ -5,6 +5,8 @@ Results go to standard output, as JSON with --json; progress and words go to sta
 """
 
 import inspect
+import io
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -41,11 +43,18 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and exit."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the locale cannot write is no reason to end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
     except LimnerError as error:
         print(f"limner: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         print(f"limner: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)

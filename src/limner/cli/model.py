@@ -125,5 +125,7 @@ def doctor(model: str, /, *, json: bool = False) -> None:
             f"The features of {model} on this machine",
             must="be those that it gave where it was saved",
             got=f"{sum(not check.fine for check in checks)} checks that differ",
-            then="Compare the versions of torch and Pillow; numbers of the two machines must not be mixed.",
+            then="Take a checkpoint from before its weights overflowed."
+            if any(check.what == "weights" and not check.fine for check in checks)
+            else "Compare the versions of torch and Pillow; numbers of the two machines must not be mixed.",
         )

@@ -7,6 +7,7 @@ the help; the others are flags; the first line of its docstring is its line in `
 import dataclasses
 import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_origin
 
@@ -68,20 +69,36 @@ def require_top(top: int) -> None:
 
 def print_json(values: Any) -> None:
     """Results for machines."""
-    print(json.dumps(values, indent=2, ensure_ascii=False))
+    has_all = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    print(json.dumps(values, indent=2, ensure_ascii=not has_all))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Results for people."""
+    """Results for people: folded to the width of a terminal; elsewhere one line a row, whatever its length."""
+    cells = [[visible(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        names = [name.replace("\n", " ").strip() for name in header]
+        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+        for row in [names, *cells]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
-        table.add_column(name, overflow="fold")  # a path is never shortened
-    for row in rows:
-        table.add_row(*row)
+        table.add_column(Text(name), overflow="fold")  # a path is never shortened
+    for row in cells:
+        table.add_row(*map(Text, row))  # as they are: a name may look like markup
     Console(soft_wrap=True).print(table)
+
+
+def visible(text: str) -> str:
+    """`text` with what is no visible sign (ends of lines, signs that steer a terminal) as an escape: one line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def print_values(values: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from limner.architecture import Architecture
 from limner.cli.show import from_flags, print_json, summary
 from limner.config import RunConfig
-from limner.errors import ConfigError, did_you_mean
+from limner.errors import ConfigError, did_you_mean, require
 from limner.progress import say
 from limner.recipes import RECIPES
 
@@ -101,6 +101,14 @@ def train_by_recipe(args: Sequence[str]) -> None:
             got=repr(name),
             then=did_you_mean(name, RECIPES, "See limner train --help."),
         )
+    given = {setting.partition("=")[0].replace("_", "-") for setting in settings}
+    require(
+        not {"--init", "--vocab-size"} <= given,
+        "The settings --init and --vocab-size",
+        "not be given together",
+        "both",
+        "Leave --vocab-size out: the model to start from has its tokenizer, and its text encoder knows no other.",
+    )
     recipe = RECIPES[name]
     verb = partial(train, config=replace(recipe(), out=Path("runs") / name))
     from_flags(verb, settings, f"train {name}", description=inspect.getdoc(recipe), registry=architectures_by_name())

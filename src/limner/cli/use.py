@@ -7,7 +7,8 @@ from typing import Literal
 
 from limner.cli.show import print_json, print_table, require_top
 from limner.config import DEFAULT_TEMPLATES
-from limner.errors import require
+from limner.errors import ConfigError, require
+from limner.progress import say
 
 Precision = Literal["fp32", "bf16"]
 
@@ -55,7 +56,8 @@ def classify(
     images: list[str],
     /,
     *,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] = (),
+    labels_file: Path | None = None,
     template: tuple[str, ...] = DEFAULT_TEMPLATES,
     top: int = 5,
     device: str = "auto",
@@ -68,7 +70,8 @@ def classify(
     Args:
         model: a model directory or a finished run.
         images: picture files, or folders, lists and shards of them.
-        labels: the names to choose from.
+        labels: the names to choose from; a single value may hold several, with commas between them.
+        labels_file: a file of names, one a line, commas and all; they come after those of --labels.
         template: one or more sentences with {} where the name goes; their features are averaged.
         top: how many names to print for each picture.
         device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
@@ -80,12 +83,21 @@ def classify(
     from limner.store.store import load
     from limner.use.classify import classify_images
 
-    names = names_in(labels)
+    names = names_in(labels) + (names_of(labels_file) if labels_file is not None else [])
     require_top(top)
     require(
         bool(images), "IMAGES", "be one picture at least, or a folder of them", "none", "Give them before --labels."
     )
-    require(bool(names), "--labels", "be one name at least", "none", "Put spaces between names: --labels cat dog.")
+    require(
+        bool(names),
+        "--labels or --labels-file",
+        "be one name at least",
+        "none",
+        "Put spaces between: --labels cat dog.",
+    )
+    for label in labels:
+        if label.endswith(".txt") and Path(label).is_file():
+            say(f"{label} is taken for a name. For the names in that file: --labels-file {label}")
     loaded = load(model, device=device, precision=precision)
     answers = classify_images(loaded, images, names, template, top=top, keep=features)
     if json:
@@ -137,3 +149,16 @@ def names_in(labels: Sequence[str]) -> list[str]:
     has_commas = len(labels) == 1 or any(label.endswith(",") for label in labels)
     names = " ".join(labels).split(",") if has_commas else labels
     return [name.strip() for name in names if name.strip()]
+
+
+def names_of(file: Path) -> list[str]:
+    """The names in a file, one a line, UTF-8 or with another mark of its encoding; empty lines are none."""
+    content = file.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        lines = content.decode(encoding).splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The file {file}", must="hold names as UTF-8 text", got=error, then="Save it as UTF-8."
+        ) from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,24 +1,47 @@
 """Encoded bytes to pixels: `bytes -> decode -> uint8[height width 3] -> crop -> uint8[size size 3]`.
 
-Any format becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, 16-bit scaled down, CMYK and
-palettes converted, of animations the first frame; ICC profiles are left alone. The header is checked before anything is
-decoded. Then the shorter side is resized by a bicubic filter and the central square kept, as OpenAI's and open_clip's
-preprocessing does.
+Any format becomes 8-bit RGB: EXIF orientation applied, transparency laid on white, CMYK and palettes converted, of
+animations and several pages the first; ICC profiles are left alone. Metadata that is broken costs nothing (bare.py).
+The header is checked before anything is decoded. Then the shorter side is resized by a bicubic filter and the central
+square kept, as OpenAI's and open_clip's preprocessing does.
+
+Grey pictures of more than 8 bits would be black where their numbers are small, so the largest of them says what they
+are: up to 255 the picture has 8 bits in a wider file and stays as it is, up to 4,095 it has 12, up to 65,535 it has 16;
+of floats, up to 1 that is white, from 16 to 255 they stay as they are. Other numbers (negative, larger, infinite) are
+measurements and no picture: `Unreadable`, and so are colours of 16 bits so dark that they cannot be told from 8 in a
+wider file.
+
+Nothing of Pillow's is changed for the program that uses limner, and half a picture is damaged here also where that
+program lets Pillow load half pictures (`ImageFile.LOAD_TRUNCATED_IMAGES`); a Pillow image that it hands in is read as
+it says.
 """
 
 import io
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
+from limner.data.bare import ORIENTATION, bare, exif_orientation
 from limner.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -28,21 +51,29 @@ MAX_ASPECT = 16
 """A longer strip would be blown up to many times the size of other pictures."""
 MAX_SCANS = 100
 """Scans of a progressive JPEG, at most; it usually has ten, and each goes over all of its pixels."""
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
-NO_IMAGE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG = (
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+NO_IMAGE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG, NO_COLOURS = (
     "not a picture",
     "damaged picture",
     f"over {MAX_PIXELS // 10**6} million pixels",
     f"longer than {MAX_ASPECT} to 1",
+    "numbers that are no colours",
 )
 """Why a picture cannot be used."""
 JPEGS = ("JPEG", "MPO")
-ORIENTATION = 0x0112
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture becomes upright, by its orientation."""
+EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0%c\0\0\0\0\0\0"
+"""EXIF data of an orientation and nothing else."""
 _one_large = threading.Lock()
-
-Image.init()  # `formats` knows only the plugins that are loaded
-ImageFile.LOAD_TRUNCATED_IMAGES = False  # half a picture is not a picture
-warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters raises
 
 
 class Unreadable(DataError):
@@ -78,8 +109,8 @@ def decode(
         with _one_large if image.width * image.height > LARGE_PIXELS else nullcontext():
             begun()
             if not fast:
-                return np.asarray(shorter_side(to_rgb(image), resize))
-            return shorter_side_fast(rgb_fast(image, content, is_draft=is_draft), resize)
+                return np.asarray(shorter_side(to_rgb(image, name), resize))
+            return shorter_side_fast(rgb_fast(image, content, is_draft=is_draft, name=name), resize)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
@@ -87,14 +118,24 @@ def decode(
 
 
 def opened(content: bytes, name: str = "picture") -> Image.Image:
-    """The picture in `content` with its header read and checked, its pixels not yet. Raises `Unreadable`."""
+    """The picture in `content`, less its metadata, with its header read and checked, its pixels not yet.
+
+    Its orientation is in its EXIF data, as Pillow has it. Raises `Unreadable`.
+    """
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        got = f"{len(content):,} bytes of another format" if content else "an empty file"
-        raise Unreadable(name, NO_IMAGE, got) from None
+        found = bare(content)
+        if found is None:
+            got = f"{len(content):,} bytes of another format" if content else "an empty file"
+            raise Unreadable(name, NO_IMAGE, got)
+        image: Image.Image = READERS[found.format](io.BytesIO(found.content))
+    except (DataError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise Unreadable(name, TOO_MANY_PIXELS, error) from None
+    except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
+        raise Unreadable(name, DAMAGED, str(error) or type(error).__name__) from error
+    if found.orientation != 1:
+        image.info["exif"] = EXIF % found.orientation
     short, long = sorted(image.size)
     if short * long > MAX_PIXELS:
         got = f"{image.width} x {image.height} pixels, over {MAX_PIXELS:,}"
@@ -102,9 +143,41 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
     if long > MAX_ASPECT * short:
         got = f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} to 1"
         raise Unreadable(name, TOO_LONG, got)
-    if content.startswith(b"\xff\xd8") and _has_scans(content) and content.count(b"\xff\xda") > MAX_SCANS:
+    if found.format == "JPEG" and _has_scans(found.content) and found.content.count(b"\xff\xda") > MAX_SCANS:
         raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
     return image
+
+
+class _Strict(ImageFile.ImageFile):
+    """A picture that loads whole or not at all, whatever `LOAD_TRUNCATED_IMAGES` says to the rest of the program.
+
+    That is a global of Pillow's module, which its `load` looks at: here it has one of its own.
+    """
+
+    load: Any = FunctionType(
+        ImageFile.ImageFile.load.__code__, {**vars(ImageFile), "LOAD_TRUNCATED_IMAGES": False}, "load"
+    )
+
+
+class _StrictJpeg(JpegImagePlugin.JpegImageFile, _Strict):
+    def load_read(self, read_bytes: int) -> bytes:
+        """The next bytes; Pillow's own adds an end where there is none."""
+        return self.fp.read(read_bytes) if self.fp else b""
+
+
+READERS: dict[str, Any] = {"JPEG": _StrictJpeg} | {
+    str(plugin.format): type(plugin.__name__, (plugin, _Strict), {})
+    for plugin in (
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        AvifImagePlugin.AvifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        TiffImagePlugin.TiffImageFile,
+        PpmImagePlugin.PpmImageFile,
+    )
+}
+"""What opens each of `FORMATS`. `Image.open` would warn of large pictures, and load readers for all of its formats."""
 
 
 def _has_scans(content: bytes) -> bool:
@@ -130,28 +203,119 @@ def drafted(image: Image.Image, resize: int) -> bool:
     return True
 
 
-def rgb_fast(image: Image.Image, content: bytes, *, is_draft: bool) -> np.ndarray:
+def rgb_fast(image: Image.Image, content: bytes, *, is_draft: bool, name: str = "picture") -> np.ndarray:
     """The opened picture as `to_rgb` makes it, as uint8[height width 3]."""
     is_plain = image.format in JPEGS and image.mode in ("RGB", "L") and not is_draft
-    if is_plain and image.getexif().get(ORIENTATION, 1) == 1:
+    if is_plain and _orientation(image) == 1:
         try:
             return simplejpeg.decode_jpeg(content, "RGB")  # the same values, without a copy
         except ValueError:
             pass  # damaged, or odd in a way that Pillow knows
-    return np.array(to_rgb(image))
+    return np.array(to_rgb(image, name))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` upright, opaque and in 8-bit RGB."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+# --- to RGB ----------------------------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
+    """`image`, of any mode, upright, opaque and in 8-bit RGB.
+
+    Raises `Unreadable` for one whose numbers are no colours, or that is not whole, if it is a file that is not loaded
+    yet; of one that `opened` opened, what Pillow raises.
+    """
+    is_deep = image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", [])[:1])  # as it lies in the file
+    image = _loaded(image, name)
+    if 0 in image.size:
+        raise Unreadable(name, NO_IMAGE, f"{image.width} x {image.height} pixels")
+    if turn := TURNED.get(_orientation(image)):
+        image = image.transpose(turn)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _grey(image, name)
+    elif image.mode == "LAB":
+        image = _from_lab(image)
+    elif image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
+        image = _on_white(image)
+    image = image.convert("RGB")
+    if is_deep and max(most for _, most in image.getextrema()) < 16:  # pyright: ignore[reportGeneralTypeIssues, reportUnknownArgumentType]
+        raise Unreadable(name, NO_COLOURS, "16-bit colours that are all but black, or 8 bits in a 16-bit file")
+    return image
+
+
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    """`image` with its pixels read. A file of somebody else's is read again, without its metadata, where that fails."""
+    if isinstance(image, _Strict):
+        image.load()
+        return image
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever damage leads to, that of metadata included
+        file = getattr(image, "fp", None)
+        try:
+            if file is None or getattr(image, "tell", int)() != 0:
+                raise error
+            file.seek(0)
+            image = opened(file.read(), name)
+            image.load()
+        except (DataError, MemoryError):
+            raise
+        except Exception as damage:
+            raise Unreadable(name, DAMAGED, str(damage) or type(damage).__name__) from damage
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation by EXIF or XMP data, 1 to 8; 1 where that is broken or tells none."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever the damage leads to
+        exif = image.info.get("exif")
+        found = exif_orientation(exif) if isinstance(exif, bytes) else 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _grey(image: Image.Image, name: str) -> Image.Image:
+    """Numbers of more than 8 bits as an 8-bit picture; the module's docstring says how."""
+    numbers = np.asarray(image)
+    least, most, is_float = numbers.min(), numbers.max(), image.mode == "F"
+    if is_float and least >= 0 and most <= 1:
+        grey = np.rint(numbers * 255)
+    elif least >= 0 and most <= 255 and not (is_float and most < 16):
+        grey = np.rint(numbers) if is_float else numbers
+    elif least >= 0 and most < 2**16 and not is_float:
+        grey = numbers >> (4 if most < 2**12 else 8)
+    else:
+        raise Unreadable(name, NO_COLOURS, f"{'floats' if is_float else 'numbers'} from {least} to {most}")
+    grey = grey.astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[numbers == transparent] = 255  # on white
+    return Image.fromarray(grey)
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    return image if converted is None else converted
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    try:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
+    except (ValueError, TypeError, IndexError):  # what it says about transparency does not fit it
+        image = image.copy()
+        image.info.pop("transparency", None)
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
 
 
 def shorter_side(image: Image.Image, length: int) -> Image.Image:

@@ -36,6 +36,7 @@ from limner.data.reading import (
     Task,
     Unread,
     Workers,
+    caption_ids,
     cores,
     describe_unreadable,
     hash_of,
@@ -58,7 +59,7 @@ class Batch:
     tokens: Int[Tensor, "batch context"]
     keys: tuple[str, ...]
     identities: Int[Tensor, "batch 2"]
-    """64-bit hashes of each pair's picture, as a file, and caption: equal ones are duplicates."""
+    """64-bit hashes of each pair's picture, as a file, and of its token ids: equal ones are duplicates."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Pairs left out, by reason."""
 
@@ -181,12 +182,12 @@ class Loader:
             )
         if len(filled) < number:
             pixels = pixels[[isinstance(row, Filled) for row in rows]]
-        captions = [row.caption for row in filled]
+        tokens = self.tokenizer([row.caption for row in filled])
         return Batch(
             torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            torch.from_numpy(self.tokenizer(captions)),
+            torch.from_numpy(tokens),
             tuple(row.key for row in filled),
-            torch.tensor([(row.image_hash, hash_of(row.caption.encode())) for row in filled]),
+            torch.tensor([(row.image_hash, caption) for row, caption in zip(filled, caption_ids(tokens), strict=True)]),
             Counter(row.reason for row in rows if isinstance(row, Unread)),
         )
 

@@ -5,6 +5,7 @@ reading stays near to sequential. A source holds no pictures, and of shards not 
 when it is due.
 """
 
+import codecs
 import hashlib
 import json
 from bisect import bisect_right
@@ -21,11 +22,21 @@ from limner.data.order import Order, uniform
 from limner.data.remote import local
 from limner.errors import DataError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".ppm"),
+)
 MAX_IMAGE_BYTES = 64 * 2**20
 EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_IMAGE_BYTES >> 20} MiB"
 MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
 """Characters of a caption, and captions of a pair; no text encoder reads as much."""
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings that a text may name by its first bytes, longer marks first."""
 LISTED = 1024
 """The number of pairs in a part of a list or folder."""
 
@@ -207,6 +218,9 @@ class Source:
     """What else is not as it should be, by reason; no pair is lost by it."""
     shares: tuple[tuple[int, float], ...] = ()
     """For a mixture: the number of parts that belong to each of its sources, and how often an epoch sees these."""
+    classes: tuple[str, ...] = ()
+    """What the labels count, in their order, where the data itself names its classes: the ids, sorted; empty: labels
+    are numbers of lines of classnames.txt."""
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -241,6 +255,8 @@ class Source:
             digest.update(f"{part.digest()} {len(part)}\n".encode())
         if self.shares:
             digest.update(json.dumps(self.shares).encode())
+        if self.classes:
+            digest.update(json.dumps(self.classes).encode())
         return digest.hexdigest()
 
     @property
@@ -333,13 +349,15 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
         sum((source.skipped for source in sources), Counter()),
         sum((source.noted for source in sources), Counter()),
         tuple((len(source.parts), float(weight)) for source, weight in zip(sources, weights, strict=True)),
+        sources[0].classes if len({source.classes for source in sources}) == 1 else (),
     )
 
 
 def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
     """Captions as text without spaces around them, "" for what is none.
 
-    What is not UTF-8 is replaced, what is longer than `MAX_CAPTION` cut; both are counted, and values that are no text.
+    UTF-16 and UTF-32 are known by their marks. What is not UTF-8 is replaced, what is longer than `MAX_CAPTION` cut;
+    both are counted, and values that are no text.
     """
     texts = []
     for caption in captions:
@@ -351,13 +369,34 @@ def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
         if not isinstance(caption, bytes):
             noted["caption that is no text"] += 1
             caption = b""
-        text = caption.decode("utf-8", errors="replace")
-        if "\ufffd" in text and text.encode() != caption:
+        encoding = next((name for mark, name in MARKS.items() if caption.startswith(mark)), "utf-8")
+        text = caption.decode(encoding, errors="replace")
+        if "\ufffd" in text and (encoding != "utf-8" or text.encode() != caption):
             noted["caption that is not UTF-8 (a sign stands for each bad byte)"] += 1
         if len(text) > MAX_CAPTION:
             noted[f"caption over {MAX_CAPTION:,} characters (cut)"] += 1
-        texts.append(text[:MAX_CAPTION].replace("\0", " ").strip())
+        texts.append(text.removeprefix("\ufeff")[:MAX_CAPTION].replace("\0", " ").strip())
     return texts
+
+
+SEVERAL_LINES = "caption file of several lines (one caption; with retrieval in dataset_type.txt beside: one a line)"
+
+
+def lines_are_captions(folder: Path) -> bool:
+    """Whether each line of a caption file is a caption: dataset_type.txt in `folder`, or the one around it, says
+    retrieval, as CLIP_benchmark's sets do."""
+    files = [folder / "dataset_type.txt", folder.parent / "dataset_type.txt"]
+    said = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
+    return said.strip().lower() == "retrieval"
+
+
+def parted(captions: Sequence[str], noted: Counter[str], *, in_lines: bool) -> list[str]:
+    """The captions in caption files, as they are, or `in_lines` one for each line that is not empty."""
+    if not in_lines:
+        noted[SEVERAL_LINES] += sum("\n" in caption for caption in captions)
+        return list(captions)
+    lines = [line.strip() for caption in captions for line in caption.splitlines()]
+    return [line for line in lines if line][:MAX_CAPTIONS]
 
 
 def describe(skipped: Counter[str]) -> str:

@@ -13,6 +13,7 @@ where they are (docs/decisions/0013). A thread can stand still, in a read that n
 for ever; it cannot be stopped, but it can be named, and left to itself while another takes its place.
 """
 
+import errno
 import hashlib
 import itertools
 import os
@@ -43,6 +44,14 @@ PATIENCE_SECONDS = 60.0
 an image is not waited for, it is left out after as long."""
 READ_AGAIN = (0.1, 1.0)
 """Seconds after which a read that failed is tried again."""
+# fmt: off
+PASSING = frozenset((
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH,
+    errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOTCONN, errno.EPIPE, errno.ESTALE, errno.ETIMEDOUT,
+))
+# fmt: on
+"""Errors of reading that another try may not meet: of networks, and of machines that are busy."""
 LOOK_SECONDS, CLOSE_SECONDS = 1.0, 5.0
 """Time between two looks at tasks that take long, and for threads to end."""
 MOST_LEFT = 16
@@ -282,16 +291,31 @@ def read_one(pair: Pair, look: Look[T], task: Task) -> T | Unread:
 
 
 def read_again(pair: Pair, task: Task) -> bytes:
-    """The bytes of a picture; a read that fails is tried again, for networks."""
+    """The bytes of a picture; a read that fails in a way that may pass is tried again."""
     task.at(READING, pair)
     for seconds in READ_AGAIN:
         try:
             return pair.read()
-        except FileNotFoundError:
-            raise
-        except OSError:
+        except OSError as error:
+            if not may_pass(error):
+                raise
             time.sleep(seconds)
     return pair.read()
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether what failed may go well later: by the error's number or that of an error that led to it."""
+    chain, first = list[BaseException](), error
+    while first is not None:
+        chain.append(first)
+        first = first.__cause__
+    if any(isinstance(one, TimeoutError | ConnectionError) for one in chain):
+        return True
+    numbers = [one.errno for one in chain if isinstance(one, OSError) and one.errno is not None]
+    if numbers:
+        return any(number in PASSING for number in numbers)
+    # without a number, one that was made of another error (a table's that is broken) is for good
+    return len(chain) == 1 and not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
 
 
 def late_to_decode(task: Task) -> Unread | None:
@@ -302,28 +326,44 @@ def late_to_decode(task: Task) -> Unread | None:
     return None
 
 
+class Squares(NamedTuple):
+    """The central squares of some of a source's images."""
+
+    indices: list[int]
+    """The numbers in the source of those that could be read."""
+    pixels: UInt8[Tensor, "batch 3 height width"]
+    contents: list[int]
+    """Hashes of their pixels: equal ones are the same image to an encoder, whatever their files are."""
+    unread: list[Unread]
+
+
 def centres(
     source: Source, image_size: int, *, batch_size: int = 256, workers: int | None = None
-) -> Generator[tuple[list[int], UInt8[Tensor, "batch 3 height width"], list[Unread]], None, None]:
-    """The central squares of a source's images, batch by batch, for everything that embeds.
+) -> Generator[Squares, None, None]:
+    """The central squares of a source's images, `batch_size` images at a time, for everything that embeds.
 
-    Yields (indices of the readable images, their pixels, the unreadable ones) of each `batch_size` images; the pixels
-    are Pillow's exactly. `workers` threads, by default one a core, are up to two batches ahead. Raises as `read_each`.
+    The pixels are Pillow's exactly. `workers` threads, by default one a core, are up to two batches ahead. Raises as
+    `read_each`.
     """
 
-    def square(pair: Pair, content: bytes, begun: Callable[[], None]) -> np.ndarray:
+    def square(pair: Pair, content: bytes, begun: Callable[[], None]) -> tuple[np.ndarray, int]:
         pixels = decode(content, image_size, name=f"The picture {pair.key}", begun=begun)
-        return np.ascontiguousarray(centre_crop(pixels, image_size))  # a copy, so that a long strip does not wait whole
+        pixels = np.ascontiguousarray(centre_crop(pixels, image_size))  # a copy: a long strip does not wait whole
+        return pixels, hash_of(pixels)
 
     with closing(read_each(source, range(len(source)), square, workers=workers, ahead=2 * batch_size)) as squares:
         for start in range(0, len(source), batch_size):
             indices = range(start, min(start + batch_size, len(source)))
             read = list(zip(indices, squares, strict=False))  # it goes on with the next batch
-            kept = [(index, square) for index, square in read if not isinstance(square, Unread)]
-            pixels = [square for _, square in kept]
+            kept = [(index, *square) for index, square in read if not isinstance(square, Unread)]
+            pixels = [square for _, square, _ in kept]
             nothing = torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
-            unread = [one for _, one in read if isinstance(one, Unread)]
-            yield [index for index, _ in kept], stack(pixels) if pixels else nothing, unread
+            yield Squares(
+                [index for index, _, _ in kept],
+                stack(pixels) if pixels else nothing,
+                [content for _, _, content in kept],
+                [one for _, one in read if isinstance(one, Unread)],
+            )
 
 
 # --- small helpers ---------------------------------------------------------------------------------------------------
@@ -339,6 +379,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def hash_of(content: bytes) -> int:
-    """A signed 64-bit hash, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
+def hash_of(content: bytes | np.ndarray) -> int:
+    """A signed 64-bit hash, the same on every machine. An array is contiguous; its bytes count, not its shape."""
+    data = content.data if isinstance(content, np.ndarray) else content
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
+
+
+def caption_ids(tokens: np.ndarray) -> list[int]:
+    """What captions are known by, of their token ids int64[captions context]: a hash of each row, as of images.
+
+    The same caption is what the text encoder cannot tell apart: capitals, blanks and what is cut off do not count.
+    """
+    return [hash_of(row) for row in np.ascontiguousarray(tokens)]

@@ -57,12 +57,21 @@ _last_fetched = [0.0]
 
 
 def cache_folder() -> Path:
-    """Where limner keeps what can be made or fetched again: $LIMNER_CACHE, else limner in the user's cache folder."""
-    if own := os.environ.get("LIMNER_CACHE") or os.environ.get("LIMN_CACHE"):
-        return Path(own)
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where limner keeps what can be made or fetched again: $LIMNER_CACHE, else limner in the user's cache folder.
+
+    It need not be there, nor be one that can be written. Raises `StorageError` where there is no home folder.
+    """
+    try:
+        if own := os.environ.get("LIMNER_CACHE") or os.environ.get("LIMN_CACHE"):
+            return Path(own).expanduser()
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # nobody knows the user's
+        raise StorageError(
+            "The home folder", must="be known, for the cache", got=error, then="Set LIMNER_CACHE to a folder."
+        ) from error
     before = caches / "limn"  # as the project was called; one that is there is used on
-    return before if before.is_dir() and not (caches / "limner").exists() else caches / "limner"
+    # os.path's functions say no where a folder on the way may not be looked into
+    return before if os.path.isdir(before) and not os.path.exists(caches / "limner") else caches / "limner"  # noqa: PTH110, PTH112
 
 
 def name_of(path: Path | str) -> str:
@@ -148,7 +157,7 @@ def _open(address: str) -> IO[bytes]:
 def _kept(place: Path) -> IO[bytes] | None:
     try:
         file = place.open("rb")
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     fcntl.flock(file, fcntl.LOCK_SH)
     if os.fstat(file.fileno()).st_nlink == 0:  # deleted between these two lines

@@ -10,15 +10,16 @@ as here by what the regular expression library of the day knows.
 import gzip
 import html
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from limner.errors import ConfigError, ModelError
+from limner.errors import ConfigError, LimnerError, ModelError, require
 from limner.files import write_text
 
 SOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -45,13 +46,75 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
+def several(values: Any, what: str, *, one: str) -> Iterable[Any]:
+    """`values`, if they are several things in an order: a list, an array, a column, a generator.
+
+    Raises `ConfigError` for what has no order, and for a table, of which a loop would see the names of the columns.
+    `what` they are, and what `one` of them is, is for the error.
+    """
+    is_table = getattr(values, "ndim", 1) != 1
+    if isinstance(values, Iterable) and not isinstance(values, Set | Mapping) and not is_table:
+        return values
+    raise ConfigError(
+        what,
+        must=f"be {one}, or several in an order",
+        got=f"{named(values)}{' of another shape' * is_table}",
+        then="Pass one, or a list of them.",
+    )
+
+
+def texts_of(texts: Any, what: str = "The sentences") -> Iterator[str]:
+    """The sentences among `texts`: one alone, or a list, an array, a column or a generator of them.
+
+    Raises `ConfigError` for what is no sentence, and says at which place it is.
+    """
+    if isinstance(texts, np.ndarray) and texts.ndim == 0:
+        texts = texts.item()
+    if isinstance(texts, bytes | bytearray | memoryview | os.PathLike):
+        _refuse_text(what, texts)
+    for place, text in enumerate([texts] if isinstance(texts, str) else several(texts, what, one="a text")):
+        if not isinstance(text, str):
+            _refuse_text(f"{what}, at place {place},", text)
+        yield text
+
+
+def _refuse_text(what: str, got: Any) -> NoReturn:
+    is_bytes = isinstance(got, bytes | bytearray | memoryview)
+    raise ConfigError(
+        what,
+        must="be text (str)",
+        got=named(got),
+        then="Decode it: content.decode()." if is_bytes else 'Pass a sentence, "a dog", or a list of sentences.',
+    )
+
+
+def named(value: Any) -> str:
+    """A value that is something else than was expected, in an error: what it is, and how it begins."""
+    shown = repr(value) if isinstance(value, str | bytes | int | float | os.PathLike | None) else ""
+    return f"{type(value).__name__}{' ' * bool(shown)}{shown[:60]}" if value is not None else "None"
+
+
+def path_of(path: Any, what: str) -> Path:
+    """`path` as a Path. Raises `ConfigError` for what is none."""
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and "\0" not in name:
+        return Path(name)
+    raise ConfigError(what, must="be a path", got=named(path), then="Pass a str or a pathlib.Path.")
+
+
 class Tokenizer:
     """Turns sentences into token ids. `cut` counts the sentences that were too long for the context.
 
     `vocab` lists the tokens by id, `merges` the pairs to join, first ones first.
     """
 
-    def __init__(self, vocab: list[str], merges: Merges, *, context_length: int = 77) -> None:
+    def __init__(self, vocab: list[str], merges: Merges, *, context_length: Any = 77) -> None:
+        require(
+            isinstance(context_length, int | np.integer) and bool(context_length >= 3),
+            "The context length of the tokenizer",
+            "be a whole number of at least 3",
+            named(context_length),
+            "The start and the end token take two of it.",
+        )
         missing = {SOS, EOS, *EVERY_BYTE}.difference(vocab)
         if missing:
             raise ModelError(
@@ -67,25 +130,35 @@ class Tokenizer:
                 got=f"id {vocab.index(EOS)} of {len(vocab)}",
                 then="Train one with: limner tokenizer train",
             )
-        self.vocab, self.merges, self.context_length = vocab, merges, context_length
+        self.vocab, self.merges, self.context_length = vocab, merges, int(context_length)
         self.sos, self.eos = vocab.index(SOS), vocab.index(EOS)
         self.cut = 0
         # Without the normalizer: its lower-casing and NFC are nearly, but not always, what `clean` does.
         self.rules = tokenizers.Tokenizer.from_str(json.dumps(_rules(vocab, merges) | {"normalizer": None}))
         self.rules.encode_special_tokens = True  # a caption that says EOS is text, not the end of itself
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: all but the library's part, which forgets in a copy that special tokens are text."""
+        return {name: value for name, value in vars(self).items() if name != "rules"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Tokenizer.__init__(self, state["vocab"], state["merges"], context_length=state["context_length"])
+        vars(self).update(state)
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
         return len(self.vocab)
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """The token ids of `texts`: int64[batch context], each row SOS ... EOS and then zeros.
+    def __call__(self, texts: Any) -> np.ndarray:
+        """The token ids of a sentence, or of several: int64[batch context], each row SOS ... EOS and then zeros.
 
-        A text over the context is cut, keeps its EOS, and is counted in `cut`.
+        A text over the context is cut, keeps its EOS, and is counted in `cut`. Several are a list, an array, a column
+        or a generator of str; anything else is a `ConfigError`.
         """
-        ids = np.zeros((len(texts), self.context_length), dtype=np.int64)
-        encodings = self.rules.encode_batch_fast([clean(text) for text in texts], add_special_tokens=False)
+        cleaned = [clean(text) for text in texts_of(texts)]
+        ids = np.zeros((len(cleaned), self.context_length), dtype=np.int64)
+        encodings = self.rules.encode_batch_fast(cleaned, add_special_tokens=False)
         for row, encoding in zip(ids, encodings, strict=True):
             whole = encoding.ids
             body = whole[: self.context_length - 2]
@@ -93,9 +166,30 @@ class Tokenizer:
             row[: len(body) + 2] = [self.sos, *body, self.eos]
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return self.rules.decode([int(i) for i in ids if i not in (self.sos, self.eos)]).strip()
+    def decode(self, ids: Any) -> str:
+        """The text of one sentence's token ids, int[tokens]: a list, a row of an array or of a tensor.
+
+        Up to the end token, where there is one, for what follows fills the row; special tokens are left out. Raises
+        `ConfigError` for what are not the ids of one sentence.
+        """
+        what = "The token ids of a sentence"
+        ids = ids.cpu() if hasattr(ids, "cpu") else ids
+        try:
+            row = np.asarray(ids if hasattr(ids, "__array__") else list(several(ids, what, one="one row")))
+        except ValueError:  # rows of different lengths
+            row = np.empty((0, 0))
+        is_row = row.ndim == 1 and (row.dtype.kind in "iu" or row.size == 0)
+        wrong = [int(i) for i in row if not 0 <= i < self.vocab_size] if is_row else []
+        require(
+            is_row and not wrong,
+            what,
+            f"be one row of whole numbers from 0 to {self.vocab_size - 1}",
+            f"{wrong[0]}" if wrong else named(ids),
+            "Decode the rows of several sentences one by one.",
+        )
+        words = row.tolist()
+        words = words[: words.index(self.eos)] if self.eos in words else words
+        return self.rules.decode([i for i in words if i != self.sos]).strip()
 
     def to_json(self) -> str:
         """The content of a tokenizer.json that the `tokenizers` and `transformers` libraries read too.
@@ -105,18 +199,22 @@ class Tokenizer:
         """
         return json.dumps(_rules(self.vocab, self.merges), indent=2, ensure_ascii=False)
 
-    def save(self, path: Path) -> None:
-        """Write tokenizer.json."""
-        write_text(path, self.to_json())
+    def save(self, path: Any) -> None:
+        """Write tokenizer.json to `path`, a str or a Path."""
+        write_text(path_of(path, "The file for the tokenizer"), self.to_json())
 
     @classmethod
-    def openai(cls, *, context_length: int = 77) -> "Tokenizer":
+    def openai(cls, *, context_length: Any = 77) -> "Tokenizer":
         """The paper's vocabulary of 49,408 tokens."""
         return cls(*_parse_merges(_read(OPENAI_MERGES)), context_length=context_length)
 
     @classmethod
-    def load(cls, path: Path, *, context_length: int = 77) -> "Tokenizer":
-        """Read a tokenizer.json, limner's or Hugging Face's for CLIP, or OpenAI's merges (`.txt`, `.txt.gz`)."""
+    def load(cls, path: Any, *, context_length: Any = 77) -> "Tokenizer":
+        """Read a tokenizer.json, limner's or Hugging Face's for CLIP, or OpenAI's merges (`.txt`, `.txt.gz`).
+
+        `path` is a str or a Path. Raises `ModelError` if it is no such file.
+        """
+        path = path_of(path, "The file of the tokenizer")
         try:
             if path.suffix in (".gz", ".txt"):
                 _version, _, lines = _read(path).partition("\n")
@@ -124,7 +222,7 @@ class Tokenizer:
             else:
                 vocab, merges = _parse_json(_read(path))
             return cls(vocab, merges, context_length=context_length)
-        except ModelError:
+        except LimnerError:
             raise
         except Exception as error:  # the library raises bare Exception
             raise ModelError(
@@ -135,25 +233,25 @@ class Tokenizer:
             ) from error
 
     @classmethod
-    def train(cls, captions: Iterable[str], *, vocab_size: int, context_length: int = 77) -> "Tokenizer":
-        """Learn the merges from `captions`. The same captions give the same tokenizer.
+    def train(cls, captions: Any, *, vocab_size: Any, context_length: Any = 77) -> "Tokenizer":
+        """Learn the merges from `captions`, one text or several. The same captions give the same tokenizer.
 
         `vocab_size` is an upper bound: few captions yield fewer merges. It includes the 512 byte tokens (each byte
         inside and at the end of a word) and the two special ones.
         """
-        if vocab_size < len(EVERY_BYTE) + 2:
-            raise ConfigError(
-                "vocab-size of the tokenizer",
-                must=f"be at least {len(EVERY_BYTE) + 2}",
-                got=vocab_size,
-                then="Every byte needs two tokens of its own.",
-            )
+        require(
+            isinstance(vocab_size, int | np.integer) and bool(vocab_size >= len(EVERY_BYTE) + 2),
+            "vocab-size of the tokenizer",
+            f"be a whole number of at least {len(EVERY_BYTE) + 2}",
+            repr(vocab_size),
+            "Every byte needs two tokens of its own.",
+        )
         rules = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=WORD_END))
         rules.pre_tokenizer = cls([*EVERY_BYTE, SOS, EOS], []).rules.pre_tokenizer
         rules.train_from_iterator(
-            map(clean, captions),
+            map(clean, texts_of(captions, "The captions")),
             trainers.BpeTrainer(
-                vocab_size=vocab_size - 2,
+                vocab_size=int(vocab_size) - 2,
                 special_tokens=EVERY_BYTE,  # puts every byte first; afterwards they are ordinary tokens
                 end_of_word_suffix=WORD_END,
                 show_progress=False,

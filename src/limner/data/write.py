@@ -32,6 +32,7 @@ from limner.files import read_json, replacing, sha256_of, write_json, write_text
 from limner.progress import track
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp", "GIF": "gif"}
+EXTENSIONS |= {"TIFF": "tif", "PPM": "ppm"}
 """File name extensions by Pillow's names of formats."""
 
 

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from limner.embed import require_finite
 
 WILSON = "Wilson, 95 %"
 """The kind of interval of a share of independent trials."""
@@ -44,12 +47,20 @@ def describe_row(row: Row) -> tuple[str, str]:
 def ranks_of_right(
     scores: Float[Tensor, "queries candidates"], right: Bool[Tensor, "queries candidates"]
 ) -> Int[Tensor, " queries"]:
-    """How many wrong candidates score at least as high as the best right one; 0 means found first.
+    """How many wrong candidates come before the best right one; 0 means found first.
 
-    A tie counts against the model, so equal scores for everything are worth nothing.
+    Of equal scores the first candidate wins, as in an arg-max: equal scores for everything are worth as much as chance.
+    Raises `ModelError` for scores that are not finite.
     """
-    best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
-    return ((scores >= best) & ~right).sum(dim=1)
+    require_finite("The scores", scores)
+    best, place = scores.masked_fill(~right, float("-inf")).max(dim=1, keepdim=True)
+    is_before = torch.arange(scores.shape[1], device=scores.device) < place
+    return (((scores > best) | ((scores == best) & is_before)) & ~right).sum(dim=1)
+
+
+def best_first(scores: Float[Tensor, "queries candidates"], top: int) -> Int[Tensor, "queries top"]:
+    """The candidates with the highest scores, of equal ones the first; all of them if there are fewer than `top`."""
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :top]
 
 
 def share_within(rank: Int[Tensor, " queries"], k: int) -> float:

@@ -1,23 +1,35 @@
 """What a model is measured on, and what came of it.
 
-A task is a source. If its shards hold labels (`.cls`) and `classnames.txt` lies in its folder or the one around it,
-CLIP_benchmark's layout, it is classified zero-shot; if its images have captions, retrieval is measured both ways.
+A task is a source. Images with a label are classified zero-shot, images with captions measured in retrieval both ways.
+
+```
+.cls in shards, whole numbers as labels in a list  ─> the lines of classnames.txt, in the folder or the one around it
+texts as labels in a list                         ─> these texts
+FOLDER/<class>/*.jpg, without any caption         ─> the folders' names, or classnames.txt in the order of these
+```
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 import cattrs
 
 from limner.config import DEFAULT_TEMPLATES
-from limner.data.pairs import Source
-from limner.data.sources.read import absolute, held_back_pairs, read_images
-from limner.errors import ConfigError
+from limner.data.pairs import Pair, Source
+from limner.data.sources.read import absolute, read_images, split_pairs
+from limner.data.tokenizer import clean
+from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row
 from limner.evaluation.zero_shot import Prediction
 from limner.files import read_json, write_json
+from limner.progress import say
 from limner.run import RunDirectory
 from limner.store.foreign import own_facts, read_config
+
+SPLITS = {"train", "val", "valid", "validation", "test"}
+"""Names of folders that are no classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +39,10 @@ class Evaluation:
     task: str
     data: str
     """Where the images are."""
-    kept_back: bool
+    kept_back: bool = False
     """They are those that the run kept back from the training pairs there."""
+    trained_on: bool = False
+    """The run was trained on them, or on pairs at the same place: a measure of memory."""
     rows: list[Row]
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
@@ -75,15 +89,34 @@ def own_task(run: RunDirectory) -> Source:
     if config.test is not None:
         return read_images(config.test)
     assert config.data is not None
-    own = held_back_pairs(config.data, config.data_weights, holdout=config.holdout)
-    if own is None:
+    trained, kept_back = split_pairs(config.data, config.data_weights, holdout=config.holdout)
+    said = read_json(run.data)
+    if trained.fingerprint != said["fingerprint"] or said.get("trained_before"):
+        raise DataError(
+            f"The pairs of {config.data}",
+            must=f"be those that {run.path} was trained on, so that the ones that it kept back are known",
+            got="others: some of the pairs that would be kept back now may have been trained on",
+            then="Put the data back as it was, or give --data with pictures that the run was not trained on.",
+        )
+    if len(kept_back) == 0:
         raise ConfigError(
             f"The run {run.path}",
             must="have a test set or held-out pairs",
             got="neither, or too few pairs to keep any back",
-            then="Give --data PATH.",
+            then="Give --data with pictures that it was not trained on.",
         )
-    return own
+    return kept_back
+
+
+def was_trained_on(run: RunDirectory, source: Source) -> bool:
+    """Whether a run was trained on pairs at the place of `source`, or on files with the same content."""
+    config = run.read_config()
+    if config.data is None:
+        return False
+    trained = {part["digest"] for part in read_json(run.manifest)["parts"]} if run.manifest.is_file() else set()
+    splits = [source, source.split(config.holdout)[0]] if config.test is None else [source]
+    is_same = any(part.digest() in trained for one in splits for part in one.parts)
+    return is_same or not set(place_of_task(source).split("::")).isdisjoint(absolute(config.data).split("::"))
 
 
 def place_of_task(source: Source) -> str:
@@ -96,12 +129,76 @@ def name_of_task(source: Source) -> str:
     return "/".join(PurePosixPath(place_of_task(source)).with_suffix("").parts[-2:])
 
 
-def classes_of_task(source: Source) -> tuple[list[str], list[str]]:
-    """(class names, templates) that lie beside the images, as CLIP_benchmark keeps them; no names if there are none."""
-    folder = Path(source.path) if Path(source.path).is_dir() else Path(source.path).parent
-    found = _lines(folder, "zeroshot_classification_templates.txt")
-    templates = [line.replace("{c}", "{}") for line in found] or list(DEFAULT_TEMPLATES)
-    return _lines(folder, "classnames.txt"), templates
+def templates_of_task(source: Source) -> list[str]:
+    """The templates that lie beside the images, as CLIP_benchmark keeps them, or the default ones."""
+    found = _lines(_folder(source), "zeroshot_classification_templates.txt")
+    return [line.replace("{c}", "{}") for line in found] or list(DEFAULT_TEMPLATES)
+
+
+def classes_of_task(source: Source, pairs: Sequence[Pair]) -> tuple[list[str], list[int | None]]:
+    """(class names, the class of each of `pairs`); no names where nothing says what the classes are.
+
+    Raises `DataError` for class folders or labels that do not fit classnames.txt.
+    """
+    lines, labels = _lines(_folder(source), "classnames.txt"), [pair.label for pair in pairs]
+    if source.classes:
+        return _named_by_texts(source.classes, labels, lines)
+    if any(label is not None for label in labels):
+        return lines, labels
+    if any(pair.captions for pair in pairs):
+        return [], labels
+    return _named_by_folders(source, pairs, lines)
+
+
+def _named_by_texts(
+    classes: Sequence[str], labels: list[int | None], lines: list[str]
+) -> tuple[list[str], list[int | None]]:
+    """Classes that a list names by texts; where classnames.txt holds all of these, its lines, in its order."""
+    places: dict[str, int] = {}
+    for place, line in enumerate(lines):
+        places.setdefault(clean(line), place)
+    if all(clean(name) in places for name in classes):
+        return lines, [None if label is None else places[clean(classes[label])] for label in labels]
+    return [as_words(name) for name in classes], labels
+
+
+def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -> tuple[list[str], list[int | None]]:
+    """Classes by the folders in which images without captions lie, sorted by name."""
+    tops = [PurePosixPath(pair.key).parts[0] if "/" in pair.key else None for pair in pairs]
+    folders = sorted({top for top in tops if top is not None})
+    if not folders or not Path(source.path).is_dir():
+        return [], [None] * len(pairs)
+    if set(folders) <= SPLITS:
+        raise DataError(
+            f"The folder {source.path}",
+            must="hold a folder for each class",
+            got=f"the splits {', '.join(folders)}",
+            then=f"Give the one to measure on: {source.path}/{folders[-1]}",
+        )
+    if lines and len(lines) != len(folders):
+        raise DataError(
+            f"The classnames.txt of {source.path}",
+            must=f"have a line for each of its {len(folders)} folders, sorted by name",
+            got=f"{len(lines)} lines",
+            then="Correct it, or move it away for the folders' own names.",
+        )
+    if not lines and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
+        say(
+            f"The folders of {source.path} are named by WordNet's numbers, which say nothing to a text encoder: put a "
+            "classnames.txt beside them, a line for each folder, sorted by name."
+        )
+    numbers = {folder: number for number, folder in enumerate(folders)}
+    names = lines or [as_words(folder) for folder in folders]
+    return names, [None if top is None else numbers[top] for top in tops]
+
+
+def as_words(name: str) -> str:
+    """A folder's or a label's name as text: _ and - are blanks."""
+    return re.sub(r"[\s_-]+", " ", name).strip() or name
+
+
+def _folder(source: Source) -> Path:
+    return Path(source.path) if Path(source.path).is_dir() else Path(source.path).parent
 
 
 def _lines(folder: Path, name: str) -> list[str]:

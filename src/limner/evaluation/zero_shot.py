@@ -6,52 +6,77 @@ images ─> image features [batch embed] ─> x classifier x logit scale ─> so
 ```
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Pair
-from limner.embed import embed_texts
+from limner.data.tokenizer import clean
+from limner.embed import embed_texts, measuring, require_finite
 from limner.errors import ConfigError, DataError
-from limner.evaluation.metrics import Row, ranks_of_right, share_row
+from limner.evaluation.metrics import Row, best_first, ranks_of_right, share_row
 from limner.model.clip import CLIP, ImageLike
 from limner.objectives.table import objective
+from limner.progress import say
 
 
 class ZeroShotClassifier:
-    """Names pictures without having been trained to: each class is the mean of its prompts' features."""
+    """Names pictures without having been trained to: each class is the mean of its prompts' features.
 
-    def __init__(self, model: CLIP, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
-        require_names(class_names, templates)
-        self.model, self.class_names, self.templates = model, list(class_names), list(templates)
-        self.weights = classifier_weights(model, class_names, templates).to(model.logit_scale.device)
+    A class is its number in `class_names`: two may have the same name, of which the first then gets all pictures.
+    `class_names` and `templates` are a text or several: a list, an array, a generator. Raises `ConfigError` for others.
+    """
+
+    def __init__(self, model: CLIP, class_names: Any, templates: Any = DEFAULT_TEMPLATES) -> None:
+        self.model = model
+        self.class_names, self.templates = (
+            texts_in("The class names", class_names),
+            texts_in("The templates", templates),
+        )
+        require_names(self.class_names, self.templates)
+        self.weights = classifier_weights(model, self.class_names, self.templates).to(model.logit_scale.device)
+        names = [clean(name) for name in self.class_names]
+        self._firsts = [names.index(name) for name in names] if len(set(names)) < len(names) else None
 
     @torch.inference_mode()
     def scores(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
         """Cosine similarities of features with every class, on the model's device."""
-        return image_features.to(self.weights.device) @ self.weights.T
+        scores = image_features.to(self.weights.device) @ self.weights.T
+        return scores if self._firsts is None else scores[:, self._firsts]  # equal names tie, whatever the rounding
 
     @torch.inference_mode()
     def probabilities(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
-        """How likely each class is, by the rule of the objective that the model was trained for."""
-        rule = objective(self.model.architecture.objective).probabilities
-        return rule(self.model, self.scores(image_features))
+        """How likely each class is, by the rule of the objective that the model was trained for.
 
-    @torch.inference_mode()
+        Raises `ModelError` where one is not finite.
+        """
+        rule = objective(self.model.architecture.objective).probabilities
+        found = rule(self.model, self.scores(image_features))
+        require_finite("The probabilities", found)
+        return found
+
+    def likeliest(
+        self, image_features: Float[Tensor, "batch embed"], top: int
+    ) -> tuple[Int[Tensor, "batch top"], Float[Tensor, "batch top"]]:
+        """(classes, their probabilities), the likeliest first, of equal ones the first; on the CPU."""
+        order = best_first(self.scores(image_features), top)
+        return order.cpu(), self.probabilities(image_features).gather(1, order).cpu()
+
     def predict(
-        self, images: Tensor | ImageLike | Sequence[ImageLike], *, top: int = 5
+        self, images: Tensor | ImageLike | Iterable[ImageLike], *, top: int = 5
     ) -> list[list[tuple[str, float]]]:
         """The `top` names of each picture with their probabilities, the likeliest first."""
-        found = self.probabilities(self.model.encode_image(images)).topk(min(top, len(self.class_names)), dim=-1)
+        with measuring(self.model):
+            classes, shares = self.likeliest(self.model.encode_image(images), top)
         return [
             [(self.class_names[i], p) for i, p in zip(indices, values, strict=True)]
-            for indices, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            for indices, values in zip(classes.tolist(), shares.tolist(), strict=True)
         ]
 
 
@@ -64,19 +89,36 @@ def classifier_weights(
     return F.normalize(features.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
 
 
+def texts_in(what: str, values: Any) -> list[str]:
+    """The texts among `values`, one alone or several. Raises `ConfigError` for something that is no text."""
+    texts = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else [values]
+    wrong = next(((i, text) for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ConfigError(
+            what, must="be texts", got=f"{wrong[1]!r} at place {wrong[0]}", then='Name them: ["cat", "dog"].'
+        )
+    return [str(text) for text in texts]
+
+
 def require_names(class_names: Sequence[str], templates: Sequence[str]) -> None:
-    """Raise `ConfigError` for class names or templates that cannot be used."""
-    if not class_names:
-        raise ConfigError("The class names", must="not be empty", got="none", then='Name two or more: "cat,dog".')
-    # the tokenizer lower-cases, so names that differ in case only have the same features
-    twice = [name for name, count in Counter(name.lower() for name in class_names).items() if count > 1]
-    if twice:
+    """Raise `ConfigError` for class names or templates that cannot be used; say what is odd about the others."""
+    empty = [place for place, name in enumerate(class_names) if not name.strip()]
+    if not class_names or empty:
         raise ConfigError(
             "The class names",
-            must="differ from each other",
-            got=f"{', '.join(twice[:5])} more than once",
-            then="Name each class once.",
+            must="not be empty",
+            got=f"an empty one at place {empty[0]}" if empty else "none",
+            then='Name two or more: ["cat", "dog"].',
         )
+    same: dict[str, list[str]] = {}  # to the text encoder
+    for name in class_names:
+        same.setdefault(clean(name), []).append(name)
+    twice = [several[0] for several in same.values() if len(several) > 1]
+    if twice:
+        named = ", ".join(twice[:5]) + (", ..." if len(twice) > 5 else "")
+        say(f"Names that several classes have: {named}. The first class of each name gets all its pictures.")
+    if len(same) == 1:
+        say("There is one class name: every picture is certain to be it. Name two or more for a comparison.")
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
         raise ConfigError(
@@ -106,30 +148,36 @@ class Prediction:
 
 
 def classify(
-    classifier: ZeroShotClassifier, features: Float[Tensor, "pictures embed"], pairs: list[Pair], about: dict[str, str]
+    classifier: ZeroShotClassifier,
+    features: Float[Tensor, "pictures embed"],
+    pairs: Sequence[Pair],
+    labels: Sequence[int],
+    about: dict[str, str],
 ) -> tuple[list[Row], list[Prediction]]:
-    """Top-1 and top-5 accuracy, over all classes and over those held out of training, and each picture's names."""
-    labels = torch.tensor([pair.label for pair in pairs])
-    classes = len(classifier.class_names)
-    if int(labels.max()) >= classes:
+    """Top-1 and top-5 accuracy, over all classes and over those held out of training, and each picture's names.
+
+    `labels` are the right classes. A tie goes to the first of the equal classes, as an arg-max has it.
+    """
+    classes, right_class = len(classifier.class_names), torch.tensor(labels)
+    if max(labels) >= classes:
         raise DataError(
             "The labels of the pictures",
-            must=f"be below {classes}, the number of lines of classnames.txt",
-            got=int(labels.max()),
-            then="Labels are counted from 0.",
+            must=f"be below {classes}, the number of classes that have names",
+            got=max(labels),
+            then="Labels are counted from 0, in the order of classnames.txt.",
         )
-    rank = ranks_of_right(classifier.scores(features).cpu(), torch.arange(classes) == labels[:, None])
+    rank = ranks_of_right(classifier.scores(features).cpu(), torch.arange(classes) == right_class[:, None])
     held_out = torch.tensor([pair.held_out for pair in pairs])
     rows = [share_row(f"zero_shot.top{k}", rank, k, **about) for k in (1, TOP)]
     if held_out.any():
         rows += [share_row(f"held_out.top{k}", rank[held_out], k, **about) for k in (1, TOP)]
     probabilities = classifier.probabilities(features).cpu()
-    found = probabilities.topk(min(TOP, classes), dim=1)
-    right = probabilities[torch.arange(len(labels)), labels]
+    top, shares = classifier.likeliest(features, TOP)
+    right = probabilities[torch.arange(len(labels)), right_class]
     predictions = [
-        Prediction(key=pair.key, label=label, held_out=pair.held_out, top=top, probabilities=shares, right=share)
-        for pair, label, top, shares, share in zip(
-            pairs, labels.tolist(), found.indices.tolist(), found.values.tolist(), right.tolist(), strict=True
+        Prediction(key=pair.key, label=label, held_out=pair.held_out, top=best, probabilities=values, right=share)
+        for pair, label, best, values, share in zip(
+            pairs, labels, top.tolist(), shares.tolist(), right.tolist(), strict=True
         )
     ]
     return rows, predictions

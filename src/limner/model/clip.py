@@ -6,24 +6,33 @@ tokens int64[batch context]        ─────────────> text
 ```
 """
 
+import io
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
 from limner.architecture import OPENAI_VOCABULARY, Architecture, architecture
-from limner.data.decode import centre_crop, decode, shorter_side, shorter_side_fast, stack, to_rgb
-from limner.data.pairs import MAX_IMAGE_BYTES
-from limner.data.tokenizer import Tokenizer
-from limner.errors import DataError, ModelError
+from limner.data.tokenizer import Tokenizer, named
+from limner.errors import ModelError, require
+from limner.model.inputs import (
+    check_normalised,
+    check_pixels,
+    checked_ids,
+    ids_of,
+    may_look,
+    one_by_one,
+    pixels_of,
+    squares,
+)
 from limner.model.resnet import ResNet
 from limner.model.text import TextEncoder
 from limner.model.vit import ViT
@@ -31,7 +40,8 @@ from limner.seeds import seed_for
 
 MAX_LOGIT_SCALE = 100.0
 
-ImageLike = str | Path | Image.Image
+ImageLike = str | os.PathLike[str] | Image.Image | bytes | bytearray | memoryview | io.IOBase | np.ndarray
+"""One picture: a path, a Pillow image, what a file holds, an open file, uint8 [height width 3] (or 4, or grey)."""
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "vit": ViT}
 """The module of each kind of image encoder: called with (config, embed_dim, image_size, activation). It gives the
 embedding of normalised pixels by `forward` and, readably, by `encode_whole`; it has `blocks`, says the `dtype` of its
@@ -72,8 +82,12 @@ class CLIP(nn.Module):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """What similarities are multiplied with before the softmax; at most 100."""
-        return self.log_logit_scale.exp()
+        """What similarities are multiplied with before the softmax; at most 100.
+
+        Without a gradient where features have none: a loss of them in inference mode would train it alone, silently.
+        """
+        with self._graph(wanted=False):
+            return self.log_logit_scale.exp()
 
     def clip_logit_scale(self) -> None:
         """Keep the logit scale at 100 or below (paper section 2.5), after each optimizer step."""
@@ -100,6 +114,21 @@ class CLIP(nn.Module):
             getattr(self, name).eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CLIP":
+        """torch's own, behind `to`, `half` and the like, but that the towers alone lose precision.
+
+        The logit scale and the mean and deviation of pixels stay float32: a few numbers that everything depends on.
+        """
+
+        def exact(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return tensor.to(changed.device) if changed.dtype in (torch.float16, torch.bfloat16) else changed
+
+        for tower in self.children() if recurse else ():
+            tower._apply(fn)
+        super()._apply(exact, recurse=False)
+        return self
+
     def recompute_blocks(self, on: bool = True) -> None:
         """Whether the blocks of both encoders keep their inputs alone for the gradient, and are run again for it.
 
@@ -111,83 +140,111 @@ class CLIP(nn.Module):
     def forward(
         self, pixels: Tensor, tokens: Int[Tensor, "batch context"]
     ) -> tuple[Float[Tensor, "batch embed"], Float[Tensor, "batch embed"], Float[Tensor, ""]]:
-        """(image features, text features, logit scale) of a batch of pairs."""
-        return self.encode_image(pixels), self.encode_text(tokens), self.logit_scale
+        """(image features, text features, logit scale) of a batch of pairs, for a loss: with a gradient in any mode."""
+        image, text = self.encode_image(pixels, gradient=True), self.encode_text(tokens, gradient=True)
+        return image, text, self.log_logit_scale.exp()
 
     def encode_image(
-        self, images: Tensor | ImageLike | Sequence[ImageLike], *, normalize: bool = True
+        self, images: Any, *, normalize: bool = True, gradient: bool = False
     ) -> Float[Tensor, "batch embed"]:
-        """Features of pictures: paths, PIL images, uint8 pixels [batch 3 height width] (normalised here) or float
-        pixels (taken as already normalised). `normalize=False` returns the raw embedding. float32 either way.
+        """Features of pictures, float32, with a gradient in training mode only.
+
+        Args:
+            images: one picture or several, in a list, a generator, a column: paths, Pillow images, encoded bytes, open
+                files, uint8 arrays [height width 3] (4 with transparency, none or 1 if grey; [batch height width 3]);
+                all are resized and cropped here. Or pixels of the model's own size, [batch 3 size size] or one tensor
+                [3 size size]: uint8, or floats, which are taken as normalised. That floats from 0 to 1 are not cannot
+                be seen: pass (x - mean) / std.
+            normalize: False returns the raw embedding.
+            gradient: keep what a gradient needs outside of training mode too, as is done for pixels that require one.
+
+        Raises `ConfigError`, `DataError` or `ModelError` for pictures that cannot be used and, outside of training
+        mode, for pixels and features that are not finite.
         """
-        pixels = images if isinstance(images, Tensor) else self.preprocess(images)
-        size = self.architecture.image_size
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
-            raise ModelError(
-                "The pixels for encode_image",
-                must=f"have the shape [batch, 3, {size}, {size}]",
-                got=list(pixels.shape),
-                then="Pass pictures or paths and they are resized and cropped here.",
-            )
-        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
-            raise ModelError(
-                "The pixels for encode_image",
-                must="be uint8, or floats that are already normalised",
-                got=pixels.dtype,
-                then="Pass pixels.to(torch.uint8) for values from 0 to 255.",
-            )
-        device = self.log_logit_scale.device
-        pixels = pixels.to(device, non_blocking=True)
-        if pixels.dtype == torch.uint8:
-            pixels = (pixels.float() / 255 - self._mean) / self._std
-        return finish(self.image(pixels.to(self.image.dtype)), normalize)
+        pixels = pixels_of(images, self.architecture.image_size)
+        check_pixels(pixels, self.architecture)
+        if not self.training and pixels.is_floating_point() and may_look(pixels):
+            check_normalised(pixels, self.architecture)
+        pixels = pixels.to(self._mean.device, non_blocking=True)
+        with self._graph(gradient or pixels.requires_grad):
+            if len(pixels) == 0:
+                return torch.zeros(0, self.architecture.embed_dim, device=pixels.device)
+            if pixels.dtype == torch.uint8:
+                pixels = (pixels.float() / 255 - self._mean) / self._std
+            return self._finished(self.image(pixels.to(self.image.dtype)), "image", normalize)
 
     def encode_text(
-        self, texts: str | Sequence[str] | Int[Tensor, "batch context"], *, normalize: bool = True
+        self, texts: Any, *, normalize: bool = True, gradient: bool = False
     ) -> Float[Tensor, "batch embed"]:
-        """Features of sentences or of token ids; `normalize=False` returns the raw embedding. float32 either way."""
-        tokens = texts if isinstance(texts, Tensor) else self.tokenize([texts] if isinstance(texts, str) else texts)
-        text = self.architecture.text
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= text.context_length:
-            raise ModelError(
-                "The token ids for encode_text",
-                must=f"have the shape [batch, {text.context_length}], or be narrower",
-                got=list(tokens.shape),
-                then="Pass sentences and they are cut here, or tokenise for this model's context.",
-            )
-        if tokens.device.type == "cpu" and tokens.numel() and int(tokens.max()) >= text.vocab_size:
-            raise ModelError(
-                "The token ids for encode_text",
-                must=f"be below the vocabulary's {text.vocab_size}",
-                got=int(tokens.max()),
-                then="Tokenise with the tokenizer that the model was trained with.",
-            )
-        return finish(self.text(tokens), normalize)
+        """Features of sentences, float32, with a gradient in training mode only.
 
-    def resize_images(self, size: int) -> None:
+        Args:
+            texts: a sentence or several, in a list, a generator, an array, a column; or token ids, int[batch tokens],
+                or one row of them with its end token.
+            normalize: False returns the raw embedding.
+            gradient: keep what a gradient needs outside of training mode too.
+
+        Raises `ConfigError` or `ModelError` for texts and ids that cannot be used and, outside of training mode, for
+        features that are not finite.
+        """
+        ids = ids_of(texts)
+        tokens = self.tokenize(texts) if ids is None else ids
+        on_cpu = tokens.device.type == "cpu"  # training does not wait for a GPU
+        tokens = checked_ids(tokens, self.architecture.text, look=(on_cpu or not self.training) and may_look(tokens))
+        with self._graph(gradient):
+            return self._finished(self.text(tokens), "text", normalize)
+
+    def _graph(self, wanted: bool) -> torch.set_grad_enabled:
+        """Gradients as the caller has them in training mode; outside of it none, unless they are `wanted`."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or wanted))
+
+    def _finished(
+        self, embedding: Float[Tensor, "batch embed"], tower: str, normalize: bool
+    ) -> Float[Tensor, "batch embed"]:
+        """`finish`, with a look at the embeddings outside of training mode, where nothing else would."""
+        if not self.training and may_look(embedding):
+            norms = embedding.detach().float().norm(dim=-1)  # one that overflows would make features of zeros
+            if not bool(torch.isfinite(norms).all()):
+                self._refuse(tower, torch.isfinite(norms).logical_not().nonzero().flatten().tolist())
+        return finish(embedding, normalize)
+
+    def _refuse(self, tower: str, rows: list[int]) -> None:
+        """Raise the `ModelError` about embeddings that are not finite. Names the weights to blame, where there are."""
+        what, parts = ("pictures", ("image.", "_mean", "_std")) if tower == "image" else ("sentences", ("text.",))
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        blame = nonfinite({name: tensor for name, tensor in tensors.items() if name.startswith(parts)})
+        if blame:
+            got = f"NaN or infinity, as in the weights {', '.join(blame[:3])}"
+            then = "The weights were damaged, or training diverged: take a checkpoint from before."
+        else:
+            got = f"NaN or infinity in {len(rows)}, the first at place {rows[0]}, though the weights are finite"
+            then = "Numbers overflowed on the way: compute in float32, limner.load's default, or train anew."
+        raise ModelError(f"The features of the {what}", must="be finite numbers", got=got, then=then)
+
+    def resize_images(self, size: Any) -> None:
         """Take pictures of another size from now on: position embeddings are resized, the rest stays.
 
         Bicubic over the grid, the class token's (a ResNet's: the mean's) kept. So does the paper's extra epoch at 336
         pixels start (section 2.5).
         """
-        resized_architecture = replace(self.architecture, image_size=size)
+        whole = isinstance(size, int | np.integer)
+        require(whole, "The size of images", "be a whole number", named(size), "Give pixels, as 336.")
+        resized_architecture = replace(self.architecture, image_size=int(size))
         stride = self.architecture.image.stride
         self.image.resize_grid(self.architecture.image_size // stride, size // stride)
         self.architecture, self.fingerprint = resized_architecture, None
 
-    def preprocess(self, images: ImageLike | Sequence[ImageLike], *, fast: bool = False) -> Tensor:
-        """uint8[batch 3 size size]: resized so that the shorter side fits (bicubic), the central square kept.
+    def preprocess(self, images: Any, *, fast: bool = False) -> UInt8[Tensor, "batch 3 size size"]:
+        """Pictures, one or several as `encode_image` takes them, resized so that the shorter side fits (bicubic), the
+        central square kept.
 
         Equal to Pillow's resize to the bit; `fast` shrinks with torch's instead (at most 1 of 255 apart) and decodes
         large JPEG files at a fraction of their size (a few of 255).
         """
-        if isinstance(images, str | Path | Image.Image):
-            images = [images]
-        size = self.architecture.image_size
-        return stack([centre_crop(_pixels(image, size, fast=fast), size) for image in images])
+        return squares(one_by_one(images), self.architecture.image_size, fast=fast)
 
-    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "batch context"]:
-        """Token ids of sentences."""
+    def tokenize(self, texts: Any) -> Int[Tensor, "batch context"]:
+        """Token ids of a sentence or of several."""
         if self.tokenizer is None:
             raise ModelError(
                 "The model",
@@ -198,7 +255,7 @@ class CLIP(nn.Module):
             )
         return torch.from_numpy(self.tokenizer(texts))
 
-    def save(self, folder: str | Path, **card: Any) -> None:
+    def save(self, folder: Any, **card: Any) -> None:
         """`limner.save`: write the model directory that `limner.load` reads; `card` are facts for its README."""
         import limner  # the front door, which finds it: a model is mathematics and knows no disk
 
@@ -237,30 +294,33 @@ def finish(embedding: Float[Tensor, "batch embed"], normalize: bool) -> Float[Te
     return F.normalize(embedding, dim=-1) if normalize else embedding
 
 
-def _pixels(image: ImageLike, size: int, *, fast: bool) -> np.ndarray:
-    if isinstance(image, Image.Image):
-        rgb = to_rgb(image)
-        return shorter_side_fast(np.array(rgb), size) if fast else np.asarray(shorter_side(rgb, size))
-    path = Path(image)
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
-            raise OSError("a folder, a pipe or a device")
-        with path.open("rb") as file:
-            content = file.read(MAX_IMAGE_BYTES)
-    except OSError as error:
-        raise DataError(
-            f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."
-        ) from error
-    return decode(content, size, name=f"The picture {path}", fast=fast)
+def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Which of `tensors` hold NaN or infinity, and how many numbers of each: "image.proj.weight (3 of 4,096)"."""
+    bad = {name: int((~torch.isfinite(tensor)).sum()) for name, tensor in tensors.items() if not tensor.is_meta}
+    return [f"{name} ({count:,} of {tensors[name].numel():,})" for name, count in bad.items() if count]
 
 
-def create(name: str | Architecture, *, tokenizer: Tokenizer | None = None, seed: int = 0) -> CLIP:
+def create(name: Any, *, tokenizer: Any = None, seed: int = 0) -> CLIP:
     """The architecture called `name`, or one of your own, with random weights by the paper's initialisation.
 
     The model is in inference mode: call `model.train()` before training it. With a `tokenizer` the text encoder has its
     vocabulary; without one the model reads sentences with the paper's. The same seed gives the same weights;
-    torch's global random state is left alone.
+    torch's global random state is left alone. Raises `ConfigError` for an unknown name.
     """
+    require(
+        isinstance(name, str | Architecture),
+        "The model to create",
+        "be the name of an architecture, or one of your own",
+        named(name),
+        "List the names with: limner models",
+    )
+    require(
+        isinstance(tokenizer, Tokenizer | None),
+        "The tokenizer",
+        "be a limner.Tokenizer",
+        named(tokenizer),
+        "Read a file with limner.Tokenizer.load(path).",
+    )
     shape = name if isinstance(name, Architecture) else architecture(name)
     if tokenizer is None and shape.text.vocab_size == OPENAI_VOCABULARY:
         tokenizer = Tokenizer.openai(context_length=shape.text.context_length)

@@ -96,7 +96,7 @@ def _embedded(result: Evaluation, run: RunDirectory, model: CLIP, at_hand: dict[
             f"The pictures at {source.path}",
             must="be those that were measured",
             got="others",
-            then=f"Run: limner eval {run.path} --data {source.path}",
+            then=f"Run limner eval {run.path} again" + ("." if result.kept_back else f" with --data {source.path}."),
         )
     return embed_images(model, source)
 

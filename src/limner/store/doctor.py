@@ -3,6 +3,7 @@
 import torch
 
 from limner.errors import ModelError
+from limner.model.clip import nonfinite
 from limner.store import convert
 from limner.store.golden import Comparison, replay
 from limner.store.store import load, model_folder
@@ -15,7 +16,14 @@ def examine(path: str) -> list[Comparison]:
     Loading it already compares the fingerprint. Raises `ModelError` if the directory has no golden vectors.
     """
     folder = model_folder(path)
-    model = load(folder)
+    model = load(folder, allow_nonfinite=True)
+    bad = nonfinite(model.state_dict())
+    checks = [
+        Comparison("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True),
+        Comparison("weights", "all finite", f"NaN or infinity in {', '.join(bad)}" if bad else "all finite", not bad),
+    ]
+    if bad:  # nothing to replay: a model that is not finite has no features
+        return checks
     golden = folder / "golden.safetensors"
     if not golden.is_file():
         raise ModelError(
@@ -24,7 +32,6 @@ def examine(path: str) -> list[Comparison]:
             got="no golden.safetensors",
             then=f"Make a directory that has them: limner convert {path} --out OUT",
         )
-    checks = [Comparison("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True)]
     for_open_clip = folder / "open_clip_model.safetensors"
     if for_open_clip.is_file() or model.architecture.image.hf_names() is not None:
         other = convert.from_openai(read_tensors(for_open_clip), model.architecture)

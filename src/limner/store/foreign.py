@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from limner.progress import say
 from limner.store import convert
 from limner.store.pickles import read_pickle
 from limner.store.tensors import Tensors, read_tensors
+from limner.store.unpack import unpacked
 
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OPEN_CLIP_FILES = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin"),
 )
-PICKLES = {".pt", ".pth", ".bin"}
+PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 
 Parts = tuple[Architecture, Tensors, Tokenizer | None]
 
@@ -113,7 +114,10 @@ def _what_is_there(folder: Path, config: dict[str, Any]) -> str:
     if "architecture" in config:
         return "a model of limner before 0.1.0 was finished"
     if config.get("model_type") == "clip" or (folder / "open_clip_config.json").is_file():
-        return "a CLIP's config without weights"
+        others = [path.name for path in sorted(folder.iterdir()) if path.suffix in {".safetensors", *PICKLES}]
+        return f"a CLIP's config without weights{' of a known name; load one of these: ' * bool(others)}" + ", ".join(
+            others
+        )
     if kind := config.get("model_type"):
         return f"another kind of model, {kind}"
     if (folder / "metrics.jsonl").is_file():
@@ -133,6 +137,13 @@ def _read_limner(folder: Path, own: dict[str, Any]) -> Parts:
 def _read_hf(folder: Path, config: dict[str, Any], file: Path) -> Parts:
     shape = convert.architecture_from_hf(config, _preprocessor(folder), where=str(folder))
     weights, _ = _read_weights(file, allow_pickle=True)
+    if any(name.startswith("visual.") for name in weights):
+        raise ModelError(
+            f"The weights in {file}",
+            must="have Hugging Face's names, as config.json is Hugging Face's",
+            got="OpenAI's",
+            then="Put an open_clip_config.json beside them instead of config.json.",
+        )
     return shape, convert.from_hf(weights, shape), _tokenizer(folder, shape)
 
 
@@ -151,24 +162,29 @@ def _read_open_clip(folder: Path, file: Path) -> Parts:
     shape = convert.architecture_from_open_clip(config, where=str(folder))
     named = config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
     weights, _ = _read_weights(file, allow_pickle=True)
+    _refuse_hf_names(weights, file, "which open_clip_config.json is for")
     return shape, convert.from_openai(weights, shape), _tokenizer(folder, shape, named=named)
 
 
 def _read_file(path: Path, activation: Activation | None, *, allow_pickle: bool, trust: bool) -> Parts:
     weights, name = _read_weights(path, allow_pickle=allow_pickle, trust=trust)
-    if any(tensor.startswith("vision_model.") for tensor in weights):
-        raise ModelError(
-            f"The weight file {path}",
-            must="have OpenAI's or open_clip's names",
-            got="Hugging Face's",
-            then=f"Load the directory, which has the config: {path.parent}",
-        )
+    _refuse_hf_names(weights, path, "for those say what they are")
     config = path.parent / "open_clip_config.json"
     if name is None and config.is_file():
         shape = convert.architecture_from_open_clip(read_json(config), where=str(config))
     else:
         shape = _guessed(weights, "quick_gelu" if name else activation, path)
     return shape, convert.from_openai(weights, shape), _tokenizer(path.parent, shape)
+
+
+def _refuse_hf_names(weights: Tensors, path: Path, why: str) -> None:
+    if any(tensor.startswith("vision_model.") for tensor in weights):
+        raise ModelError(
+            f"The weight file {path}",
+            must=f"have OpenAI's or open_clip's names, {why}",
+            got="Hugging Face's",
+            then=f"Load the directory, with Hugging Face's config.json in it: {path.parent}",
+        )
 
 
 def _guessed(weights: Tensors, activation: Activation | None, path: Path) -> Architecture:
@@ -218,6 +234,15 @@ def _tokenizer(folder: Path, shape: Architecture, *, named: str | None = None) -
 
 def _read_weights(path: Path, *, allow_pickle: bool, trust: bool = False) -> tuple[Tensors, str | None]:
     """(tensors, the name of the model if it is one of OpenAI's nine files)."""
-    if path.suffix in PICKLES:
+    if _is_pickle(path):
         return read_pickle(path, allow_pickle=allow_pickle, trust=trust)
-    return read_tensors(path), None
+    return unpacked(read_tensors(path), path), None
+
+
+def _is_pickle(path: Path) -> bool:
+    """By what it holds, for people name checkpoints as they like: safetensors begin with a length and a brace."""
+    start = b""
+    with suppress(OSError), path.open("rb") as file:  # what cannot be read is for the reader to say
+        start = file.read(9)
+    is_pickle = start.startswith((b"PK", b"\x80")) or path.suffix.lower() in PICKLES
+    return is_pickle and not start.endswith(b"\0{") and path.suffix != ".json"

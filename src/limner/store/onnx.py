@@ -141,8 +141,12 @@ class OnnxTower(nn.Module):
         onnxruntime = _needed("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = LOG_ERRORS
-        self.graph, self.dtype = graph, torch.float32
+        self.path, self.graph, self.dtype = path, graph, torch.float32
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: opened again, for a session is neither."""
+        return OnnxTower, (self.path, self.graph), {"training": self.training}
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch embed"]:
         """The embedding of each normalised picture or of each caption's tokens."""

@@ -5,6 +5,7 @@ published file, or by `trust`, in a process of its own that hands back safetenso
 goes through torch's restricted unpickler (weights only), by `allow_pickle`.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from limner.errors import ModelError
 from limner.files import sha256_of
+from limner.store.unpack import clean, unpacked
 
 OPENAI_FILES = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
@@ -30,8 +32,6 @@ OPENAI_FILES = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
 """The sha256 of each published file, which is part of its address."""
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives keep among the tensors."""
 SECONDS = 600
 
 
@@ -46,7 +46,7 @@ def read_pickle(path: Path, *, allow_pickle: bool, trust: bool) -> tuple[dict[st
                 got=f"the sha256 {sha256_of(path)}",
                 then="Download it again, or pass trust=True (limner convert --trust) if you know where it comes from.",
             )
-        tensors = _read_torchscript(path)
+        tensors = clean(_read_torchscript(path), path)
     elif allow_pickle:
         name, tensors = None, _read_weights_only(path)
     else:
@@ -56,14 +56,14 @@ def read_pickle(path: Path, *, allow_pickle: bool, trust: bool) -> tuple[dict[st
             got="a pickle",
             then="Pass allow_pickle=True (limner convert --allow-pickle) if you trust it.",
         )
-    return {key: tensor for key, tensor in tensors.items() if key not in NOT_WEIGHTS}, name
+    return tensors, name
 
 
 def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:  # an old pickle, or damage: for the unpickler to say
+    except (zipfile.BadZipFile, OSError):  # an old pickle, or damage: for the unpickler to say
         return False
 
 
@@ -90,24 +90,29 @@ def _open_archive(path: str, out: str) -> None:
 
 def _read_weights_only(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the damage or the refusal leads to
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ModelError(
             f"The pickle {path}",
             must="hold tensors and nothing else",
-            got=(str(error).splitlines() or [type(error).__name__])[0],
-            then="Convert it to safetensors where it was made.",
+            got=f"{refused[1]} too, whose code would be run"
+            if refused
+            else (str(error).splitlines() or [type(error).__name__])[0],
+            then="Where it was made, and if you trust it, save the weights alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt').",
         ) from error
-    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
-        tensors = tensors["state_dict"]  # a training checkpoint of open_clip
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    tensors = unpacked(content, path) if isinstance(content, dict) else {}
+    if not tensors:
         raise ModelError(
             f"The pickle {path}",
             must="hold a dictionary of tensors",
-            got=type(tensors).__name__,
+            got=f"a dictionary of {', '.join(map(str, list(content)[:5])) or 'nothing'}"
+            if isinstance(content, dict)
+            else type(content).__name__,
             then="Save the model's state_dict() alone.",
         )
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ from jinja2 import Template
 
 from limner.architecture import Activation, Architecture
 from limner.config import to_json
-from limner.data.tokenizer import Tokenizer
+from limner.data.tokenizer import Tokenizer, named, path_of
 from limner.errors import ConfigError, ModelError, StorageError, require
 from limner.files import write_json, write_text
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, nonfinite
+from limner.progress import say
 from limner.store import convert
 from limner.store.foreign import own_facts, read, read_config
 from limner.store.golden import golden_vectors
@@ -73,13 +74,15 @@ Read by {{ readers | join(", ") }}.
 # --- saving ----------------------------------------------------------------------------------------------------------
 
 
-def save(model: CLIP, folder: str | Path, **card: Any) -> None:
-    """Write `model` to `folder`, all of it or nothing: it is written beside it and takes its name when it is whole.
+def save(model: Any, folder: Any, **card: Any) -> None:
+    """Write the CLIP `model` to `folder`, all of it or nothing: beside it, and it takes its name when it is whole.
 
-    `folder` may be new, empty or a model of limner's, which is replaced; anything else is left alone. `card` are facts
-    for its README.
+    `folder`, a str or a Path, may be new, empty or a model of limner's, which is replaced; anything else is left alone.
+    `card` are facts for its README. A model with numbers that are not finite is kept, for it may be all that is left of
+    a run, and that is said: without golden vectors, and `load` refuses it unless asked.
     """
-    folder = Path(folder).resolve()
+    require(isinstance(model, CLIP), "The model to save", "be a limner.CLIP", named(model), "Save a model.")
+    folder = path_of(folder, "The folder for the model").resolve()
     _refuse_foreign(folder)
     shape = model.architecture
     weights = {name: t.detach().float().cpu().contiguous() for name, t in model.state_dict().items()}
@@ -139,9 +142,7 @@ def _write(
         tokenizer.save(folder / "tokenizer.json")
         write_json(folder / "tokenizer_config.json", convert.tokenizer_config(shape))
     write_json(folder / "preprocessor_config.json", convert.preprocessor_config(shape))
-    # from the tensors that were written, on the CPU: not from a model that may train, on a GPU, in bfloat16
-    golden = golden_vectors(filled(shape, weights, tokenizer, where="the model"))
-    write_tensors(folder / "golden.safetensors", golden, made_with=f"torch {torch.__version__}")
+    _write_golden(folder / "golden.safetensors", filled(shape, weights, tokenizer, where="the model"))
     write_text(
         folder / "README.md",
         CARD.render(
@@ -157,6 +158,22 @@ def _write(
     write_json(folder / "config.json", {**convert.hf_config(shape), "limner": own})
 
 
+def _write_golden(file: Path, model: CLIP) -> None:
+    """Made with the tensors that were written, on the CPU: not with a model that may train, on a GPU, in bfloat16."""
+    if bad := nonfinite(model.state_dict()):
+        say(f"The saved model has NaN or infinity in {_some(bad)}. To load it, pass allow_nonfinite=True.")
+    try:
+        golden = golden_vectors(model)
+    except ModelError as error:
+        say(f"The model is saved without golden vectors. {error}")
+    else:
+        write_tensors(file, golden, made_with=f"torch {torch.__version__}")
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' * (len(names) > 1)}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+
+
 def fingerprint(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None) -> str:
     """The sha256 of what a model computes with: architecture, limner's float32 tensors by name, tokenizer."""
     digest = hashlib.sha256(json.dumps(to_json(shape), sort_keys=True).encode())
@@ -169,18 +186,24 @@ def fingerprint(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | No
     return digest.hexdigest()
 
 
+def fingerprint_now(model: CLIP) -> str:
+    """The fingerprint of a model as it is now, whatever was loaded or saved last."""
+    return fingerprint(model.architecture, model.state_dict(), model.tokenizer)
+
+
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
 def load(
-    path: str | Path,
+    path: Any,
     *,
-    image_size: int | None = None,
+    image_size: Any = None,
     precision: Literal["fp32", "bf16"] = "fp32",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     activation: Activation | None = None,
     allow_pickle: bool = False,
     trust: bool = False,
+    allow_nonfinite: bool = False,
 ) -> CLIP:
     """The model at `path`, ready for inference.
 
@@ -193,10 +216,12 @@ def load(
             it, features that differ in the third decimal. The logit scale stays float32.
         device: where the model computes, as torch names it; auto: a GPU where there is one, else the CPU.
         activation: of a weight file without a config, which does not say: quick_gelu for OpenAI's own weights.
-        allow_pickle: open .pt, .pth and .bin files too, by torch's restricted unpickler (weights only).
+        allow_pickle: open .pt, .pth, .bin and .ckpt files too, by torch's restricted unpickler (weights only).
         trust: open a TorchScript archive although it is none of OpenAI's nine.
+        allow_nonfinite: load a model with NaN or infinity in its weights too, to look at it.
 
-    Raises `ModelError` if a file is missing or changed, or if a tensor does not fit the architecture.
+    Raises `ModelError` if a file is missing or changed, if a tensor does not fit the architecture, or if one is not
+    finite.
     """
     require(precision in ("fp32", "bf16"), "The precision", "be fp32 or bf16", repr(precision), "fp32 is exact.")
     place = chosen_device(device)
@@ -210,7 +235,7 @@ def load(
             then="Leave it out: it is for weight files without a config.",
         )
     model = filled(shape, weights, tokenizer, where=str(folder))
-    model.fingerprint = fingerprint(shape, model.state_dict(), tokenizer)
+    model.fingerprint = fingerprint_now(model)
     own = own_facts(read_config(folder))
     if own is not None and own.get("fingerprint") != model.fingerprint:
         raise ModelError(
@@ -225,18 +250,26 @@ def load(
         model.image.bfloat16()
         model.text.bfloat16()
     if image_size is not None or precision != "fp32":  # another model than the one that was read
-        model.fingerprint = fingerprint(model.architecture, model.state_dict(), tokenizer)
+        model.fingerprint = fingerprint_now(model)
+    if not allow_nonfinite and (bad := nonfinite(model.state_dict())):
+        raise ModelError(
+            f"The weights of {path}",
+            must="be finite numbers",
+            got=f"NaN or infinity in {_some(bad)}",
+            then="The training diverged, or half precision overflowed: take a checkpoint from before. "
+            "To look at this one, pass allow_nonfinite=True.",
+        )
     return model.to(place)
 
 
-def chosen_device(name: str) -> torch.device:
+def chosen_device(name: str | torch.device) -> torch.device:
     """The device called `name`; auto: a GPU where there is one, else the CPU. Raises `ConfigError` if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
         raise ConfigError(
             "The device",
             must="be auto, or one that this machine and its torch have",
@@ -246,13 +279,13 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def model_folder(path: str | Path, *, allow_pickle: bool = False) -> Path:
+def model_folder(path: Any, *, allow_pickle: bool = False) -> Path:
     """The directory or file that `path` means: of a finished run its model, of `hf-hub:org/name` its download."""
     if str(path).startswith("hf-hub:"):
         from limner.store.hub import download
 
         return download(str(path).removeprefix("hf-hub:"), allow_pickle=allow_pickle)
-    folder = Path(path)
+    folder = path_of(path, "The model to load")
     return folder / "model" if (folder / "model" / "config.json").is_file() else folder
 
 
@@ -280,6 +313,13 @@ def load_weights(model: CLIP, weights: Tensors, *, where: str) -> None:
         f"{name} has the shape {list(weights[name].shape)}, not {list(own[name].shape)}"
         for name in own
         if name in weights and own[name].shape != weights[name].shape
+    ]
+    faults += [
+        f"{name} is {'without numbers' if weights[name].is_meta else weights[name].dtype}"
+        for name in own
+        if name in weights
+        and own[name].is_floating_point()
+        and (weights[name].is_meta or not weights[name].is_floating_point())
     ]
     if faults:
         raise ModelError(

@@ -22,7 +22,7 @@ from limner.data.order import quality
 from limner.data.pairs import Source, describe, order_of
 from limner.data.reading import PATIENCE_SECONDS
 from limner.data.sources.read import absolute as absolute_data
-from limner.data.sources.read import read_images, training_pairs, write_manifest
+from limner.data.sources.read import read_images, split_pairs, write_manifest
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError
 from limner.files import read_json, write_json
@@ -114,8 +114,10 @@ def prepare(config: RunConfig, run: RunDirectory, world: World, *, resume: bool,
         f"step {at.step}."
     )
     before: dict[str, Any] = read_json(run.data) if saved is not None and run.data.exists() else {}
+    facts |= trained_before(before, source)
     if world.rank == 0:
-        write_json(run.config, to_json(config))
+        # of a model to start from, the vocabulary that it has, whatever was asked for
+        write_json(run.config, to_json(config if base is None else replace(config, vocab_size=tokenizer.vocab_size)))
         run.describe_environment()
         reported = {name: before[name] for name in ("unreadable", "captions_cut") if name in before}
         write_json(run.data, {**facts, "dropped": at.dropped, **reported})
@@ -167,11 +169,16 @@ def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
     """The pairs to train on, and what data.json says about them. Raises `DataError` if too many cannot be used."""
     assert config.data is not None
     holdout = config.holdout if config.test is None else 0.0
-    source = training_pairs(config.data, config.data_weights, holdout=holdout)
+    source, kept_back = split_pairs(config.data, config.data_weights, holdout=holdout)
     if fault := too_many_dropped(source.skipped, source.skipped.total() + len(source), config):
         raise fault
     order = quality(order_of(source, config.seed))
     world.say(f"Training on {len(source):,} pairs of {source.path} ({describe(source.skipped)}).")
+    if config.test is None and len(kept_back) == 0:
+        world.say(
+            "No pair is kept back and there is no test set: limner eval will have nothing of this run's own to measure "
+            "on. Give --test PATH, or a larger --holdout."
+        )
     for reason, count in source.noted.most_common():
         world.say(f"Noted {count:,} times: {reason}.")
     world.say(
@@ -186,6 +193,16 @@ def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
         "noted": source.noted,
         "order": order,
     }
+
+
+def trained_before(before: dict[str, Any], source: Source) -> dict[str, list[str]]:
+    """What data.json says of other data that a run was trained on before it went on with `source`: fingerprints.
+
+    Pairs of it may be among those that would be kept back now.
+    """
+    earlier = [*before.get("trained_before", []), before.get("fingerprint", source.fingerprint)]
+    others = [one for one in dict.fromkeys(earlier) if one != source.fingerprint]
+    return {"trained_before": others} if others else {}
 
 
 def settled(config: RunConfig) -> RunConfig:
@@ -211,10 +228,8 @@ def run_tokenizer(
         if base is not None:
             assert base.tokenizer is not None
             tokenizer = base.tokenizer
-        elif config.tokenizer == "openai":
-            tokenizer = Tokenizer.openai(**context)
         elif config.tokenizer is not None:
-            tokenizer = Tokenizer.load(Path(config.tokenizer), **context)
+            tokenizer = _named_tokenizer(config)
         else:
             tokenizer = Tokenizer.train(source.captions(), vocab_size=config.vocab_size, **context)
         tokenizer.save(run.tokenizer)
@@ -236,7 +251,23 @@ def starting_model(config: RunConfig) -> CLIP:
             got=f"{got}, tokenizer: {base.tokenizer is not None}",
             then="Set --model to its architecture, or leave --init out.",
         )
+    if config.tokenizer is not None and _named_tokenizer(config).vocab != base.tokenizer.vocab:
+        raise ConfigError(
+            f"The tokenizer {config.tokenizer} beside --init {config.init}",
+            must="be the one that the model has: its text encoder knows no other",
+            got=f"another one, of {_named_tokenizer(config).vocab_size} tokens instead of {base.tokenizer.vocab_size}",
+            then="Leave --tokenizer out (of a paper's recipe: --tokenizer None).",
+        )
     return base
+
+
+def _named_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer that a config names."""
+    assert config.tokenizer is not None and isinstance(config.model, Architecture)
+    context = {"context_length": config.model.text.context_length}
+    if config.tokenizer == "openai":
+        return Tokenizer.openai(**context)
+    return Tokenizer.load(Path(config.tokenizer), **context)
 
 
 def choose_precision(config: RunConfig, device: torch.device) -> tuple[torch.dtype, str]:

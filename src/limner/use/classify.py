@@ -8,6 +8,7 @@ from pathlib import Path
 from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, describe, listed
 from limner.data.remote import is_address
 from limner.data.sources.read import read_images
+from limner.data.tokenizer import clean
 from limner.embed import Embedded, embed_images
 from limner.errors import DataError
 from limner.evaluation.zero_shot import ZeroShotClassifier
@@ -25,7 +26,7 @@ class Answer:
 
 def classify_images(
     model: CLIP,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     labels: Sequence[str],
     templates: Sequence[str],
     *,
@@ -37,8 +38,8 @@ def classify_images(
     One that cannot be read is reported and left out, never the others; `keep` is a folder for their features. Raises
     `DataError` if none can be read.
     """
-    classifier = ZeroShotClassifier(model, labels, templates)
-    sources = list(_sources(images))
+    classifier = ZeroShotClassifier(model, each_once(labels), templates)
+    sources = list(_sources([images] if isinstance(images, str | Path) else images))
     if not sources:
         raise DataError(
             "The pictures to name",
@@ -67,11 +68,24 @@ def classify_images(
 def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: int = 5) -> list[Answer]:
     """The `top` names of each image that the classifier's model has embedded."""
     labels = classifier.class_names
-    found = classifier.probabilities(embedded.features).topk(min(top, len(labels)), dim=1)
+    classes, shares = classifier.likeliest(embedded.features, top)
     return [
-        Answer(image=pair.key, names={labels[int(k)]: share for k, share in zip(indices, shares, strict=True)})
-        for pair, indices, shares in zip(embedded.pairs(), found.indices.tolist(), found.values.tolist(), strict=True)
+        Answer(image=pair.key, names={labels[k]: share for k, share in zip(several, values, strict=True)})
+        for pair, several, values in zip(embedded.pairs(), classes.tolist(), shares.tolist(), strict=True)
     ]
+
+
+def each_once(labels: Sequence[str]) -> list[str]:
+    """`labels` without those that are the same to the text encoder as an earlier one, which are said."""
+    names: dict[str, str] = {}
+    for label in labels:
+        names.setdefault(clean(label), label)
+    if len(names) < len(labels):
+        again = [label for label in labels if label not in names.values()] or [
+            label for label in names.values() if list(labels).count(label) > 1
+        ]
+        say(f"Named more than once, and counted once: {', '.join(dict.fromkeys(again))}.")
+    return list(names.values())
 
 
 def _sources(images: Sequence[str | Path]) -> Iterator[tuple[str, Source]]:

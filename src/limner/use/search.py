@@ -6,7 +6,7 @@ from pathlib import Path
 from limner.data.pairs import describe
 from limner.data.reading import describe_unreadable
 from limner.data.sources.read import read_images
-from limner.embed import Embedded, embed_images, embed_texts
+from limner.embed import Embedded, embed_images, embed_texts, require_finite
 from limner.model.clip import CLIP
 from limner.progress import say
 
@@ -38,6 +38,7 @@ def find(model: CLIP, data: str | Path, query: str, *, top: int = 10, keep: Path
 def find_among(model: CLIP, embedded: Embedded, query: str, *, top: int = 10) -> list[Hit]:
     """The `top` of the images that `model` has embedded which `query` describes best, the best first."""
     similarity = (embedded.features @ embed_texts(model, [query]).T).squeeze(1)
+    require_finite("The similarities", similarity)
     best = similarity.topk(min(top, len(embedded.indices)))
     pairs = [embedded.source[embedded.indices[i]] for i in best.indices.tolist()]
     return [

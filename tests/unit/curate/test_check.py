@@ -325,11 +325,11 @@ def test_shards_that_are_not_what_their_manifest_says(tmp_path: Path, picture: C
     before = (tmp_path / "1.tar").stat()
     content[600] ^= 1
     (tmp_path / "1.tar").write_bytes(content)
-    os.utime(tmp_path / "1.tar", ns=(before.st_atime_ns, before.st_mtime_ns))  # the index does not notice
+    os.utime(tmp_path / "1.tar", ns=(before.st_atime_ns, before.st_mtime_ns))  # the index notices all the same
     (tmp_path / "2.tar").unlink()
     finding = of(check(str(tmp_path), batch_size=32)[0])[what]
     assert finding.examples == ("1.tar", "2.tar (missing)") and finding.severity == "warning"
-    assert of(check(str(tmp_path), batch_size=32, sample=30)[0])[what].examples == ("2.tar (missing)",)
+    assert of(check(str(tmp_path), batch_size=32, sample=30)[0])[what].examples == finding.examples
     (tmp_path / "manifest.json").write_text("[]")
     assert what not in of(check(str(tmp_path), batch_size=32)[0])
 

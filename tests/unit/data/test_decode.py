@@ -1,14 +1,28 @@
 import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile
 
 from limner.data import decode as module
-from limner.data.decode import centre_crop, decode, random_crop, shorter_side, shorter_side_fast, to_rgb
+from limner.data.decode import (
+    NO_COLOURS,
+    Unreadable,
+    centre_crop,
+    decode,
+    random_crop,
+    shorter_side,
+    shorter_side_fast,
+    to_rgb,
+)
 from limner.errors import DataError
 
 GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))  # 48 x 64, a ramp
@@ -205,3 +219,168 @@ def test_a_draft_is_another_picture_only_for_large_jpegs():
     assert exact.shape == draft.shape and 0 < np.abs(exact.astype(int) - draft).max() < 20
     for content in (encoded(smooth), encoded(smooth.resize((120, 90)), "JPEG", quality=90)):
         assert np.abs(decode(content, 64).astype(int) - decode(content, 64, fast=True)).max() <= 1
+
+
+# --- numbers and modes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("times", [1, 16, 257])
+def test_grey_of_8_12_and_16_bits_in_16_is_the_same_picture(times: int, format: str):
+    content = encoded(Image.fromarray(GREY.astype(np.uint16) * times), format)
+    for fast in (False, True):
+        assert np.array_equal(decode(content, 48, fast=fast), rgb(GREY))
+    assert np.array_equal(np.asarray(to_rgb(Image.fromarray(GREY.astype(np.int32) * times))), rgb(GREY))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_the_order_of_bytes_is_no_matter(mode: str):
+    numbers = (GREY.astype(np.uint16) * 257).astype(">u2" if mode.endswith("B") else "<u2")
+    assert np.array_equal(np.asarray(to_rgb(Image.frombytes(mode, (64, 48), numbers.tobytes()))), rgb(GREY))
+
+
+@pytest.mark.parametrize("share", [1, 1 / 255])
+def test_floats_up_to_1_and_up_to_255_are_the_same_picture(share: float):
+    image = Image.fromarray((GREY * share).astype(np.float32))
+    assert np.array_equal(np.asarray(to_rgb(image)), rgb(GREY))
+    assert np.array_equal(decode(encoded(image, "TIFF"), 48), rgb(GREY))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.where(GREY == 0, np.nan, GREY).astype(np.float32),
+        np.where(GREY == 0, np.inf, GREY).astype(np.float32),
+        (GREY / 255 - 0.5).astype(np.float32),
+        (GREY / 100).astype(np.float32),
+        (GREY * 9.0).astype(np.float32),
+        GREY.astype(np.int32) - 9,
+        GREY.astype(np.int32) * 70_000,
+    ],
+    ids=["nan", "infinite", "below 0", "up to 3", "floats over 255", "negative", "over 16 bits"],
+)
+def test_measurements_are_no_colours(numbers: np.ndarray):
+    with pytest.raises(Unreadable) as caught:
+        to_rgb(Image.fromarray(numbers), "The picture 7")
+    assert caught.value.reason == NO_COLOURS and "The picture 7" in str(caught.value)
+
+
+def test_black_is_a_picture():
+    black = np.zeros((48, 64, 3), dtype=np.uint8)
+    for dtype in (np.uint8, np.uint16, np.int32, np.float32):
+        assert np.array_equal(np.asarray(to_rgb(Image.fromarray(black[..., 0].astype(dtype)))), black)
+    assert np.array_equal(decode(encoded(Image.fromarray(black[..., 0].astype(np.uint16))), 48), black)
+
+
+def deep_png(colours: np.ndarray) -> bytes:
+    """uint16[height width 3] as a PNG, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    head = struct.pack(">IIBBBBB", colours.shape[1], colours.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colours_of_8_bits_in_16_are_not_taken_for_black():
+    deep = rgb(GREY).astype(np.uint16)
+    assert np.array_equal(decode(deep_png(deep * 257), 48), rgb(GREY))
+    for fast in (False, True):
+        with pytest.raises(Unreadable, match="all but black"):
+            decode(deep_png(deep), 48, fast=fast)
+
+
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "CMYK", "YCbCr", "HSV", "I", "F", "LAB"]
+)
+def test_any_mode_becomes_rgb(mode: str):
+    image = Image.fromarray(rgb(GREY))
+    if mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+        assert image is not None
+    else:
+        between = {"RGBa": "RGBA", "La": "LA"}.get(mode, "RGB")
+        image = image.convert(between).convert(mode)
+    assert np.abs(np.asarray(to_rgb(image)).astype(int) - rgb(GREY)).max() <= 2
+
+
+@pytest.mark.parametrize("transparency", [b"\0" * 300, 999, -5, "x", (1, 2), [3], b"ab", None])
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "1"])
+def test_transparency_that_does_not_fit_costs_nothing(mode: str, transparency: object):
+    image = Image.fromarray(rgb(GREY)).convert(mode)
+    image.info["transparency"] = transparency
+    assert to_rgb(image).size == (64, 48)
+
+
+def test_an_empty_image_is_none():
+    for mode in ("RGB", "I;16", "F"):
+        with pytest.raises(Unreadable, match="0 x 5 pixels"):
+            to_rgb(Image.new(mode, (0, 5)))
+
+
+# --- nothing of other libraries is changed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM"])
+def test_half_a_picture_is_damaged_whatever_the_program_allows(format: str, monkeypatch: pytest.MonkeyPatch):
+    content = encoded(noise(200, 160), format)
+    for allowed in (False, True):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+        assert decode(content, 32).shape == (32, 40, 3)
+        for fast in (False, True):
+            for share in (0.4, 0.9):
+                with pytest.raises(Unreadable):
+                    decode(content[: int(share * len(content))], 32, fast=fast)
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is allowed
+
+
+def test_half_a_picture_that_somebody_opened_is_an_error_of_limner(monkeypatch: pytest.MonkeyPatch):
+    content = encoded(noise(200, 160))
+    half = content[: len(content) // 2]
+    with pytest.raises(Unreadable):
+        to_rgb(Image.open(io.BytesIO(half)))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # whoever opens it, and allows that, gets it
+    assert to_rgb(Image.open(io.BytesIO(half))).size == (200, 160)
+
+
+STATE = """
+import io, json, locale, os, pkgutil, random, signal, sys, warnings
+import numpy, torch
+from PIL import Image, ImageFile, PngImagePlugin
+
+def state():
+    return [
+        [str(one) for one in warnings.filters if "sympy" not in str(one)],  # torch's, of its own warnings
+        [ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK],
+        [torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled()],
+        [torch.initial_seed(), hash(random.getstate()), hash(numpy.random.get_state()[1].tobytes())],
+        [locale.setlocale(locale.LC_ALL), sys.getrecursionlimit(), str(sys.excepthook), str(signal.getsignal(2))],
+    ]
+
+ImageFile.LOAD_TRUNCATED_IMAGES = True
+warnings.simplefilter("always")
+before = state()
+import limner
+for module in pkgutil.walk_packages(limner.__path__, "limner."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+from limner.data.decode import decode, to_rgb
+buffer = io.BytesIO()
+Image.new("RGB", (50, 50)).save(buffer, "PNG", exif=b"Exif\\0\\0garbage")
+decode(buffer.getvalue(), 32)
+to_rgb(Image.open(buffer))
+print(json.dumps([before, state()]))
+"""
+
+
+def test_using_limner_changes_nothing_of_other_libraries():
+    done = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, check=True)
+    before, after = json.loads(done.stdout)
+    assert after == before
+
+
+def test_odd_metadata_is_not_warned_of():
+    content = encoded(Image.fromarray(rgb(GREY)), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    assert decode(content, 48).shape == (48, 64, 3)  # here a warning is an error

@@ -1,5 +1,6 @@
 """One way to read: in order, with deadlines and retries, drops counted, threads ended."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,13 @@ from limner.data.reading import (
     Task,
     Unread,
     Workers,
+    caption_ids,
     centres,
     describe_unreadable,
     read_each,
 )
-from limner.data.sources.read import read_pairs
+from limner.data.sources.read import read_images, read_pairs
+from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
 
 Begun = Callable[[], None]
@@ -142,6 +145,45 @@ def test_reads_that_fail_are_made_again(source: Source, quick: None, monkeypatch
         Unread("02.png", UNREAD, "gone"),  # it is not there: not tried again
     ]
     assert left == {"00.png": -1, "01.png": 0, "02.png": 0}
+
+
+def broken_table() -> OSError:
+    """As a row of a table that is cut short is read."""
+    try:
+        raise OSError("row 3 of row group 0") from DataError("The table", must="be readable", got="not", then="")
+    except OSError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (OSError(errno.EIO, "input/output error"), 3),
+        (OSError(errno.ESTALE, "stale file handle"), 3),
+        (BlockingIOError(errno.EAGAIN, "try again"), 3),
+        (TimeoutError("no answer"), 3),
+        (ConnectionResetError("gone"), 3),
+        (PermissionError(errno.EACCES, "permission denied"), 1),
+        (IsADirectoryError(errno.EISDIR, "is a directory"), 1),
+        (NotADirectoryError(errno.ENOTDIR, "not a directory"), 1),
+        (OSError(errno.ENAMETOOLONG, "file name too long"), 1),
+        (OSError(errno.ELOOP, "too many levels of symbolic links"), 1),
+        (broken_table(), 1),
+    ],
+    ids=str,
+)
+def test_only_what_may_pass_is_read_again(
+    error: OSError, tries: int, source: Source, quick: None, monkeypatch: pytest.MonkeyPatch
+):
+    tried = list[str]()
+
+    def read(pair: Pair) -> bytes:
+        tried.append(pair.key)
+        raise error
+
+    monkeypatch.setattr(Pair, "read", read)
+    assert list(read_each(source, [0], size)) == [Unread("00.png", UNREAD, error.strerror or str(error))]
+    assert len(tried) == tries
 
 
 def test_what_nobody_expects_is_raised_in_its_place(source: Source):
@@ -268,28 +310,43 @@ def test_centres_are_pillows_pixels_batch_by_batch(folder_of_pairs: Path, pictur
     (folder_of_pairs / "04.png").write_bytes(picture(300, 20))
     source = read_pairs(folder_of_pairs)
     batches = list(centres(source, 24, batch_size=16))
-    assert [indices for indices, _, _ in batches] == [
+    assert [squares.indices for squares in batches] == [
         [i for i in range(16) if i != 3],
         list(range(16, 32)),
         list(range(32, 40)),
     ]
-    assert [unread for _, _, unread in batches] == [
+    assert [squares.unread for squares in batches] == [
         [Unread("03.png", "not a picture", "13 bytes of another format")],
         [],
         [],
     ]
-    for indices, pixels, _ in batches:
+    for indices, pixels, contents, _ in batches:
+        assert len(set(contents)) == len(indices)
         assert pixels.dtype == torch.uint8 and pixels.shape == (len(indices), 3, 24, 24)
         for index, square in zip(indices, pixels, strict=True):
             expected = centre_crop(decode(source[index].read(), 24), 24)
             assert np.array_equal(square.permute(1, 2, 0).numpy(), expected)
 
 
+def test_the_same_pixels_are_the_same_content_whatever_their_file(tmp_path: Path, picture: Callable[..., bytes]):
+    for name, content in {"a.png": picture(), "b.bmp": picture(format="BMP"), "c.png": picture(seed=1)}.items():
+        (tmp_path / name).write_bytes(content)
+    ((_, _, contents, _),) = centres(read_images(tmp_path), 24)
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_caption_is_known_by_what_the_text_encoder_sees(tokenizer: Tokenizer):
+    same = caption_ids(tokenizer(["A dog.", "a  dog.", " a DOG. ", "a &lt; b", "A < b"]))
+    assert len(set(same[:3])) == 1 and len(set(same[3:])) == 1 and same[0] != same[3]
+    assert len(set(caption_ids(tokenizer(["a dog", "a dog.", "dog a"])))) == 3
+
+
 def test_a_batch_without_a_readable_picture_is_empty(folder_of_pairs: Path):
     source = read_pairs(folder_of_pairs)
     for path in folder_of_pairs.glob("0[0-4].png"):
         path.write_bytes(b"x")
-    indices, pixels, unread = next(centres(source, 24, batch_size=5))
+    indices, pixels, contents, unread = next(centres(source, 24, batch_size=5))
+    assert contents == []
     assert indices == [] and pixels.shape == (0, 3, 24, 24) and pixels.dtype == torch.uint8 and len(unread) == 5
 
 
@@ -306,8 +363,8 @@ def test_a_picture_that_stands_still_is_left_out_of_what_is_embedded(
 
     monkeypatch.setattr(reading, "decode", stuck)
     batches = list(centres(source, 24, batch_size=16, workers=1))
-    assert [len(indices) for indices, _, _ in batches] == [15, 16, 8] and 9 not in batches[0][0]
-    assert [unread for _, _, unread in batches] == [[Unread("09.png", LATE, LATE)], [], []]
+    assert [len(squares.indices) for squares in batches] == [15, 16, 8] and 9 not in batches[0].indices
+    assert [squares.unread for squares in batches] == [[Unread("09.png", LATE, LATE)], [], []]
 
 
 def test_centres_that_are_closed_early_end_their_threads(source: Source):

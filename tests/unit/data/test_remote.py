@@ -209,6 +209,33 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyte
         get(put("odd://x/a", b"x"))
 
 
+def test_a_cache_that_may_not_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refusing(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Path, "open", refusing)
+    told = r"Got Permission denied. Name another one with LIMNER_CACHE=FOLDER"
+    with pytest.raises(StorageError, match=told), local("memory://bucket/0.tar"):
+        pass
+
+
+def test_where_the_cache_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LIMNER_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("LIMNER_CACHE", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "limner"
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", staticmethod(nobody))
+    with pytest.raises(StorageError, match="Set LIMNER_CACHE to a folder"):
+        cache_folder()
+
+
 def test_the_cache_folder_of_the_projects_old_name_is_used_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("LIMNER_CACHE")
     monkeypatch.delenv("LIMN_CACHE", raising=False)

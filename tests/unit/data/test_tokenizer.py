@@ -1,7 +1,10 @@
+import copy
 import gzip
 import html
 import json
+import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import ftfy
@@ -10,10 +13,12 @@ import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch import Generator, from_numpy
+from torch.utils.data import DataLoader
 
 from limner.data import tokenizer as module
 from limner.data.tokenizer import EOS, SOS, Tokenizer, clean
-from limner.errors import ConfigError, ModelError
+from limner.errors import ConfigError, ModelError, StorageError
 
 GOLDEN = json.loads(Path(__file__).with_name("openai_tokens.json").read_text())
 BYTES = Tokenizer([*module.EVERY_BYTE, SOS, EOS], [], context_length=400)
@@ -202,3 +207,107 @@ def test_files_that_are_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path, monke
     packed.write_bytes(gzip.compress(b"a" * 1001))
     with pytest.raises(ModelError, match="at most 1000 bytes"):
         Tokenizer.load(packed)
+
+
+# --- copies, and what is passed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=str)
+def test_a_copy_is_the_tokenizer(copied: Callable[[Tokenizer], Tokenizer], tokenizer: Tokenizer):
+    original = Tokenizer(tokenizer.vocab, tokenizer.merges, context_length=9)
+    texts = [f"a {EOS} cat {SOS}", "a " * 20, "☕"]
+    ids = original(texts)
+    again = copied(original)
+    assert again.cut == original.cut > 0 and again.to_json() == original.to_json()
+    assert np.array_equal(again(texts), ids) and again.decode(ids[0]) == original.decode(ids[0])
+    assert original.cut < again.cut  # each counts its own
+
+
+def test_a_spawned_worker_has_the_tokenizer(tokenizer: Tokenizer):
+    texts = [f"a {EOS} cat", "a dog"]
+    loader = DataLoader(
+        texts,  # type: ignore[arg-type]
+        batch_size=2,
+        collate_fn=tokenizer,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        generator=Generator(),
+    )
+    (ids,) = loader
+    assert np.array_equal(ids, tokenizer(texts))
+
+
+def test_one_sentence_is_one_row_and_several_may_be_in_anything_that_has_an_order(tokenizer: Tokenizer):
+    row = tokenizer(["a dog"])
+    for one in ("a dog", np.str_("a dog"), np.array("a dog"), ("a dog",), iter(["a dog"]), np.array(["a dog"])):
+        assert np.array_equal(tokenizer(one), row)
+    for none in ([], (), np.array([], dtype=str)):
+        assert tokenizer(none).shape == (0, 77) and tokenizer(none).dtype == np.int64
+    pandas = pytest.importorskip("pandas")
+    assert np.array_equal(tokenizer(pandas.Series(["a dog"], index=[7])), row)
+    with pytest.raises(ConfigError, match="Got DataFrame of another shape"):
+        tokenizer(pandas.DataFrame({"caption": ["a dog"]}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "or several in an order. Got None"),
+        (3, "Got int 3"),
+        ({"a"}, "Got set"),
+        ({"a": 1}, "Got dict"),
+        (b"a", r"content\.decode\(\)"),
+        (Path("a"), "must be text"),
+        (["a", None], "The sentences, at place 1, must be text"),
+        (["a", "b", float("nan")], "at place 2, .* Got float nan"),
+        ([["a"]], "at place 0, .* Got list"),
+        ([b"a"], r"content\.decode\(\)"),
+        (np.array([1, 2]), "at place 0"),
+    ],
+)
+def test_what_is_no_sentence_is_refused_in_one(tokenizer: Tokenizer, wrong: object, message: str):
+    with pytest.raises(ConfigError, match=message):
+        tokenizer(wrong)
+    with pytest.raises(ConfigError, match=message.replace("sentences", "captions")):
+        Tokenizer.train(wrong, vocab_size=600)
+
+
+def test_a_caption_alone_trains_as_one(tokenizer: Tokenizer):
+    whole = Tokenizer.train(["a dog"], vocab_size=600).to_json()
+    assert Tokenizer.train("a dog", vocab_size=600).to_json() == whole
+    assert Tokenizer.train([], vocab_size=600).vocab_size == 514
+
+
+@given(text=st.text(st.characters(codec="utf-8", categories=["Ll"]), min_size=1, max_size=9))
+def test_what_fills_a_row_behind_its_end_is_not_decoded(tokenizer: Tokenizer, text: str):
+    (row,) = tokenizer([text])
+    whole = tokenizer.decode(row[: int(row.argmax()) + 1])
+    for ids in (row, row.tolist(), tuple(row), from_numpy(row), row.astype(np.int32), list(from_numpy(row))):
+        assert tokenizer.decode(ids) == whole
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("wrong", [[-1], [10**6], [0.5], [[1, 2]], [[1], [1, 2]], "a dog", ["a"], 5, None, {1}])
+def test_what_are_no_ids_is_not_decoded(tokenizer: Tokenizer, wrong: object):
+    with pytest.raises(ConfigError, match=r"The token ids of a sentence must be one row"):
+        tokenizer.decode(wrong)
+
+
+def test_paths_are_strings_too_and_nothing_else(tokenizer: Tokenizer, tmp_path: Path):
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(str(tmp_path / "tokenizer.json")).to_json() == tokenizer.to_json()
+    for wrong in (None, 3, b"tokenizer.json", "a\0b", [tmp_path]):
+        with pytest.raises(ConfigError, match="must be a path"):
+            tokenizer.save(wrong)
+        with pytest.raises(ConfigError, match="must be a path"):
+            Tokenizer.load(wrong)
+    with pytest.raises(StorageError, match="must be written whole"):
+        tokenizer.save(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [2, -1, 7.5, "77", None])
+def test_lengths_are_whole_numbers(tokenizer: Tokenizer, wrong: object):
+    with pytest.raises(ConfigError, match="whole number of at least 3"):
+        Tokenizer.openai(context_length=wrong)
+    with pytest.raises(ConfigError, match="whole number of at least 514"):
+        Tokenizer.train(["a"], vocab_size=wrong)

@@ -1,20 +1,24 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limner.data.sources.read import read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.data.write import Sample, write_classes, write_shards
-from limner.errors import ConfigError, DataError
-from limner.evaluation.metrics import ranks_of_right, share_within, wilson
+from limner.errors import ConfigError, DataError, ModelError
+from limner.evaluation.metrics import best_first, ranks_of_right, share_within, wilson
 from limner.evaluation.retrieval import retrieval
-from limner.evaluation.suite import evaluate_task
+from limner.evaluation.suite import evaluate, evaluate_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.model.clip import CLIP, create
+from limner.store.store import load
 
 
 @pytest.fixture
@@ -25,10 +29,32 @@ def model(tokenizer: Tokenizer) -> CLIP:
 def test_ranks_of_a_matrix_worked_out_by_hand():
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8], [0.4, 0.4, 0.4]])
     right = torch.eye(3, dtype=torch.bool)
-    assert ranks_of_right(scores, right).tolist() == [0, 1, 2]  # ties count against the model
+    assert ranks_of_right(scores, right).tolist() == [0, 1, 2]  # of equal scores the first wins
+    assert ranks_of_right(scores, right.flip(1)).tolist() == [1, 1, 0]
     assert [share_within(ranks_of_right(scores, right), k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
     several = torch.tensor([[True, False, True], [True, False, True], [False, True, True]])
     assert ranks_of_right(scores, several).tolist() == [0, 0, 1]
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=6),
+    right=st.integers(0, 4),
+)
+def test_top_1_is_the_arg_max_and_top_k_the_first_k_of_a_stable_order(scores: list[list[int]], right: int):
+    matrix = torch.tensor(scores, dtype=torch.float32)
+    rank = ranks_of_right(matrix, (torch.arange(5) == right).expand(len(scores), 5))
+    assert (rank == 0).tolist() == (matrix.argmax(dim=1) == right).tolist()
+    order = best_first(matrix, 5)
+    assert rank.tolist() == [row.index(right) for row in order.tolist()]
+    assert order.tolist() == [sorted(range(5), key=lambda i, row=row: -row[i]) for row in scores]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_no_scores(value: float):
+    scores = torch.eye(3)
+    scores[1, 2] = value
+    with pytest.raises(ModelError, match=r"The scores must be finite numbers\. Got 1 of 9 that are not"):
+        ranks_of_right(scores, torch.eye(3, dtype=torch.bool))
 
 
 @given(seed=st.integers(0, 1000), queries=st.integers(1, 8), candidates=st.integers(1, 12))
@@ -69,27 +95,73 @@ def test_predictions_are_probabilities_in_order(model: CLIP, picture: Callable[.
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        (["cat", "dog", "cat"], ["{}"], "cat more than once"),
         ([], ["{}"], "not be empty"),
+        (["cat", " "], ["{}"], "an empty one at place 1"),
+        ([0, 1], ["{}"], "be texts. Got 0 at place 0"),
+        (["cat", None], ["{}"], "be texts. Got None at place 1"),
+        (None, ["{}"], "be texts. Got None"),
         (["cat"], ["a picture"], "hold {} once"),
         (["cat"], [], "no template"),
     ],
 )
-def test_labels_that_cannot_work(model: CLIP, names: list[str], templates: list[str], message: str):
+def test_labels_that_cannot_work(model: CLIP, names: Any, templates: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         ZeroShotClassifier(model, names, templates)
 
 
-def test_identical_captions_are_right_for_each_of_their_pictures(model: CLIP, monkeypatch: pytest.MonkeyPatch):
-    east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    features = {"a plane": east, "a river": north}
-    monkeypatch.setattr(model, "encode_text", lambda texts: torch.stack([features[text] for text in texts]))
-    images = torch.stack([east, east, north])
-    captions = [("a plane",), ("a plane",), ("a river",)]
-    rows = retrieval(model, images, captions, {"task": "t", "model": "m", "data": "d"})
-    found = {row.metric: row for row in rows}
-    assert found["retrieval.text_to_image@1"].value == 1.0 and found["retrieval.text_to_image@1"].count == 2
-    assert found["retrieval.image_to_text@1"].value == 1.0 and found["retrieval.image_to_text@1"].count == 3
+EAST, NORTH = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+
+
+@pytest.fixture
+def seeing(model: CLIP, monkeypatch: pytest.MonkeyPatch) -> CLIP:
+    """A model to which planes lie in the east and everything else in the north."""
+
+    def encode_text(texts: list[str]) -> torch.Tensor:
+        return torch.stack([EAST if "plane" in text.lower() else NORTH for text in texts])
+
+    monkeypatch.setattr(model, "encode_text", encode_text)
+    return model
+
+
+def recalls(model: CLIP, images: list[torch.Tensor], contents: list[int], captions: list[tuple[str, ...]]):
+    rows = retrieval(model, torch.stack(images), contents, captions, {"task": "t", "model": "m", "data": "d"})
+    found = {row.metric.removeprefix("retrieval."): (row.value, row.count) for row in rows}
+    return found["text_to_image@1"], found["image_to_text@1"]
+
+
+def test_the_same_caption_is_right_for_each_of_its_images(seeing: CLIP):
+    images, contents = [EAST, EAST, NORTH], [1, 2, 3]
+    assert recalls(seeing, images, contents, [("a plane",), ("a plane",), ("a river",)]) == ((1, 2), (1, 3))
+    assert recalls(seeing, images, contents, [("a plane",), ("A  Plane ",), ("a river",)]) == ((1, 2), (1, 3))
+    assert recalls(seeing, images, contents, [("a river",), ("a river",), ("a plane",)])[1] == (0, 3)
+
+
+def test_the_same_image_is_one_whatever_number_of_samples_it_comes_in(seeing: CLIP, capsys: pytest.CaptureFixture[str]):
+    once = recalls(seeing, [EAST, NORTH], [1, 2], [("a plane", "one plane", "plane"), ("a river",)])
+    assert capsys.readouterr().err == ""
+    samples = [("a plane",), ("one plane",), ("plane",), ("a river",)]
+    assert recalls(seeing, [EAST, EAST, EAST, NORTH], [1, 1, 1, 2], samples) == once == ((1, 4), (1, 2))
+    assert "4 pictures are 2 different ones, 4 captions 4; what is the same counts once" in capsys.readouterr().err
+
+
+def test_a_model_that_tells_nothing_apart_has_the_recall_of_chance(model: CLIP, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model, "encode_text", lambda texts: EAST.expand(len(texts), 2))
+    captions = [(f"number {number}",) for number in range(8)]
+    assert recalls(model, [EAST] * 8, list(range(8)), captions) == ((1 / 8, 8), (1 / 8, 8))
+
+
+@given(copies=st.lists(st.integers(0, 3), min_size=2, max_size=9), seed=st.integers(0, 99))
+def test_recall_knows_no_copies(copies: list[int], seed: int):
+    """An image several times, each time with other captions, or once with all of them: the same rows."""
+    generator = torch.Generator().manual_seed(seed)
+    looks = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=1)
+    saying = {f"words {n}": torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0) for n in range(9)}
+    model = create("RN-nano")
+    model.encode_text = lambda texts: torch.stack([saying[text] for text in texts])  # pyright: ignore
+    one_by_one = [(f"words {place}",) for place in range(len(copies))]
+    together = {one: tuple(f"words {p}" for p, other in enumerate(copies) if other == one) for one in copies}
+    several = recalls(model, [looks[one] for one in copies], copies, one_by_one)
+    assert several == recalls(model, [looks[one] for one in together], list(together), list(together.values()))
 
 
 def labelled(folder: Path, picture: Callable[..., bytes], labels: list[int]) -> Path:
@@ -151,6 +223,137 @@ def test_a_template_may_hold_other_braces(model: CLIP):
     assert ZeroShotClassifier(model, ["dog", "table"], ["a {thing} {}"]).weights.shape == (2, 64)
 
 
-def test_names_that_differ_in_case_only_are_the_same(model: CLIP):
-    with pytest.raises(ConfigError, match="cat more than once"):
-        ZeroShotClassifier(model, ["Cat", "cat"])
+def test_equal_names_are_classes_of_which_the_first_gets_all(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = [f"thing {number}" for number in range(40)]
+    names[31] = "Thing  7"
+    classifier = ZeroShotClassifier(model, names)
+    assert "Names that several classes have: thing 7." in capsys.readouterr().err
+    scores = classifier.scores(torch.nn.functional.normalize(torch.randn(50, 64, generator=torch.Generator()), dim=1))
+    assert torch.equal(scores[:, 7], scores[:, 31]) and not (scores.argmax(dim=1) == 31).any()
+    write_classes(folder := labelled(tmp_path, picture, [0, 1, 2]).parent, ["table", "dog", "table"], ["{}"])
+    (top1, *_) = evaluate_task(model, folder / "test").rows
+    assert top1.metric == "zero_shot.top1" and top1.count == 3
+
+
+def test_names_come_in_any_form(model: CLIP, capsys: pytest.CaptureFixture[str]):
+    weights = ZeroShotClassifier(model, ["dog", "table"], ["a picture of a {}."]).weights
+    for names in (("dog", "table"), np.array(["dog", "table"]), (name for name in ("dog", "table"))):
+        assert torch.equal(ZeroShotClassifier(model, names, "a picture of a {}.").weights, weights)
+    assert capsys.readouterr().err == ""
+    assert ZeroShotClassifier(model, "dog").class_names == ["dog"]
+    assert "every picture is certain to be it" in capsys.readouterr().err
+
+
+# --- the state of a model and of its data ----------------------------------------------------------------------------
+
+
+def test_a_model_in_training_is_measured_in_inference_mode_and_left_as_it_was(
+    model: CLIP, folder_of_pairs: Path, picture: Callable[..., bytes], tmp_path: Path
+):
+    tasks = [folder_of_pairs, labelled(tmp_path / "labelled", picture, [0, 1, 2])]
+    expected = evaluate(model, tasks)
+    model.train()
+    model.text.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    assert evaluate(model, iter(tasks)) == expected
+    assert ZeroShotClassifier(model, ["dog", "table"]).predict([tmp_path.joinpath("pairs", "00.png")])
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_one_task_alone_is_a_task(model: CLIP, folder_of_pairs: Path):
+    rows = evaluate(model, [folder_of_pairs])
+    assert evaluate(model, folder_of_pairs) == evaluate(model, str(folder_of_pairs)) == rows
+    assert evaluate(model, read_pairs(folder_of_pairs)) == rows
+
+
+def test_rows_name_the_model_as_it_is_now(model: CLIP, folder_of_pairs: Path, tmp_path: Path):
+    model.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert evaluate(loaded, folder_of_pairs)[0].model == loaded.fingerprint
+    with torch.no_grad():
+        loaded.image.attention_pool.c_proj.weight.mul_(0.5)
+    assert evaluate(loaded, folder_of_pairs)[0].model != loaded.fingerprint
+
+
+def test_a_scale_that_is_not_finite_is_no_probability(model: CLIP, folder_of_pairs: Path):
+    with torch.no_grad():
+        model.log_logit_scale.fill_(float("nan"))
+    classifier = ZeroShotClassifier(model, ["dog", "table"])
+    with pytest.raises(ModelError, match=r"The probabilities must be finite numbers\. Got 2 of 2 that are not"):
+        classifier.predict(folder_of_pairs / "00.png")
+
+
+def test_features_go_to_the_model_s_device_and_masks_stay_with_the_scores(model: CLIP):
+    """`meta` stands for a GPU: what lies there cannot be mixed with the CPU's unawares."""
+    classifier = ZeroShotClassifier(model, ["dog", "table", "dog"])
+    classifier.weights = classifier.weights.to("meta")
+    scores = classifier.scores(torch.empty(5, 64))
+    assert scores.device.type == "meta" and scores.shape == (5, 3)
+    assert best_first(scores, 2).device.type == "meta"
+
+
+# --- class folders and text labels -----------------------------------------------------------------------------------
+
+
+def class_folders(folder: Path, picture: Callable[..., bytes], *names: str) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for copy in range(2):
+            (folder / name / f"{copy}.png").write_bytes(picture(seed=10 * number + copy))
+    return folder
+
+
+def test_class_folders_are_classified_by_their_names(model: CLIP, picture: Callable[..., bytes], tmp_path: Path):
+    folder = class_folders(tmp_path / "pets", picture, "red_fox", "dog", "great-dane")
+    (folder / "README.png").write_bytes(picture(seed=99))
+    result = evaluate_task(model, folder)
+    assert result.class_names == ["dog", "great dane", "red fox"]
+    assert {row.metric: row.count for row in result.rows} == {"zero_shot.top1": 6, "zero_shot.top5": 6}
+    assert [(p.key, p.label) for p in result.predictions] == [
+        (f"{name}/{copy}.png", label) for label, name in enumerate(("dog", "great-dane", "red_fox")) for copy in (0, 1)
+    ]
+    assert result.skipped["no label (not classified)"] == 1
+    (folder / "classnames.txt").write_text("hound\nDane\nfox\n")
+    assert evaluate_task(model, folder).class_names == ["hound", "Dane", "fox"]
+    (folder / "classnames.txt").write_text("hound\nDane\n")
+    with pytest.raises(DataError, match="a line for each of its 3 folders"):
+        evaluate_task(model, folder)
+
+
+def test_folders_of_splits_and_of_wordnet_numbers_get_a_word(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = class_folders(tmp_path / "imagenet", picture, "train/n01440764", "val/n01440764", "val/n01443537")
+    with pytest.raises(DataError, match=r"Got the splits train, val\. Give the one to measure on: .*/imagenet/val"):
+        evaluate_task(model, folder)
+    evaluate_task(model, folder / "val")
+    assert "named by WordNet's numbers" in capsys.readouterr().err
+
+
+def test_labels_in_a_list_that_are_texts(model: CLIP, folder_of_pairs: Path):
+    rows = [f"{number:02d}.png,{('dog', 'table')[number % 2]}" for number in range(6)]
+    (folder_of_pairs / "list.csv").write_text("\n".join(["filename,label", *rows]) + "\n")
+    result = evaluate_task(model, folder_of_pairs / "list.csv")
+    assert result.class_names == ["dog", "table"] and [p.label for p in result.predictions] == [0, 1, 0, 1, 0, 1]
+    (folder_of_pairs / "classnames.txt").write_text("three\ntable\nDog\n")
+    result = evaluate_task(model, folder_of_pairs / "list.csv")
+    assert result.class_names == ["three", "table", "Dog"] and [p.label for p in result.predictions] == [
+        2,
+        1,
+        2,
+        1,
+        2,
+        1,
+    ]
+
+
+def test_numbers_without_names_are_not_classified_and_counted(model: CLIP, folder_of_pairs: Path):
+    rows = [f"{number:02d}.png,number {number},{number % 2}" for number in range(6)]
+    (folder_of_pairs / "list.csv").write_text("\n".join(["filename,caption,label", *rows]) + "\n")
+    result = evaluate_task(model, folder_of_pairs / "list.csv")
+    assert result.skipped["label without a classnames.txt (not classified)"] == 6
+    assert all(row.metric.startswith("retrieval") for row in result.rows)

@@ -1,12 +1,16 @@
+import copy
 import dataclasses
+import io
 import math
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,10 +18,11 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 from limner.architecture import PAPER, ZOO, ViTConfig
-from limner.data.tokenizer import Tokenizer
-from limner.errors import ConfigError, ModelError
+from limner.data.tokenizer import EOS, Tokenizer
+from limner.errors import ConfigError, DataError, LimnerError, ModelError
 from limner.model.clip import CLIP, create
 from limner.model.resnet import AttentionPool
 from limner.model.text import TextEncoder
@@ -271,3 +276,275 @@ def test_what_is_not_a_model(tmp_path: Path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="must hold an object"):
         load(tmp_path)
+
+
+# --- what is passed --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def png(picture: Callable[..., bytes]) -> bytes:
+    return picture(50, 40)
+
+
+def as_array(content: bytes, mode: str = "RGB") -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert(mode))
+
+
+class Place:
+    """A path of somebody else's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_one_picture_may_be_anything_that_holds_one(model: CLIP, png: bytes, tmp_path: Path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png)
+    wanted, used = model.encode_image(path), io.BytesIO(png)
+    used.read()  # as by whoever looked at it before
+    rgba = np.dstack([as_array(png), np.full((40, 50), 255, np.uint8)])
+    with path.open("rb") as opened:
+        for one in (
+            *(str(path), Place(path), np.str_(path), np.array(str(path)), png, bytearray(png), memoryview(png)),
+            *(used, opened, Image.open(path), as_array(png), rgba, as_array(png)[None], as_array(png)[::-1][::-1]),
+            torch.from_numpy(model.preprocess(path)[0].numpy()),
+        ):
+            assert torch.equal(model.encode_image(one), wanted), type(one)
+    grey = as_array(png, "L")
+    same = model.encode_image(Image.fromarray(grey))
+    assert torch.equal(model.encode_image(grey), same) and torch.equal(model.encode_image(grey[:, :, None]), same)
+
+
+def test_several_pictures_may_be_in_anything_that_has_an_order(model: CLIP, png: bytes):
+    array, pixels = as_array(png), model.preprocess(png)
+    wanted = model.encode_image([png, png])
+    normalised = (pixels.float() / 255 - model._mean) / model._std
+    for several in (
+        *((png, png), (png for _ in "ab"), {1: png, 2: png}.values(), np.array([png, None], dtype=object)[[0, 0]]),
+        *([array, io.BytesIO(png)], np.stack([array, array]), pixels.repeat(2, 1, 1, 1), [pixels[0], pixels[0]]),
+        *(pixels.repeat(2, 1, 1, 1).numpy(), [normalised[0]] * 2, normalised.repeat(2, 1, 1, 1).numpy()),
+    ):
+        assert torch.equal(model.encode_image(several), wanted)
+    assert torch.equal(model.preprocess(torch.from_numpy(array.copy()).permute(2, 0, 1)), pixels)
+    for none in ([], (), np.array([]), np.empty((0, 40, 50, 3), np.uint8), pixels[:0], normalised[:0]):
+        assert model.encode_image(none).shape == (0, 64) and model.encode_image(none).dtype == torch.float32
+    assert model.preprocess([]).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "must be a path, .* or several in an order. Got None"),
+        (7, "Got int 7"),
+        ({"a.png"}, "Got set"),
+        ({"a.png": 1}, "Got dict"),
+        ([None], "at place 0 must be a path"),
+        ([float("nan")], "at place 0 .* Got float nan"),
+        ([["a.png"]], "at place 0 .* Got list"),
+        (["a\0.png"], "must be a path"),
+        ("none.png", "must be a file"),
+        (b"no picture", "readable picture"),
+        (io.BytesIO(), "an empty file"),
+        (io.StringIO("text"), "file of bytes"),
+        (np.zeros((40, 50, 3)), r"\(x \* 255\)"),
+        (np.zeros((40, 50, 3), np.int64), "must be uint8"),
+        (np.zeros((3, 40, 50), np.uint8), r"torch\.from_numpy\(x\) for channels that come first"),
+        (np.zeros((0, 5, 3), np.uint8), "must be uint8"),
+        (np.zeros((2, 100, 3), np.uint8), "longer than 16 to 1"),
+        (np.array([1, 2]), "at place 0 must be a path"),
+        (Image.new("F", (4, 4)), "one of floats"),
+        (Image.new("RGB", (0, 4)), "readable picture"),
+        (torch.zeros(1, 32, 32, 3, dtype=torch.uint8), r"permute\(0, 3, 1, 2\)"),
+        (torch.zeros(3, 32, 32, dtype=torch.bool), "be uint8, or floats"),
+        (torch.zeros(2, 3, dtype=torch.uint8), r"have the shape \[batch, 3, 32, 32\]"),
+        (torch.full((2, 3, 32, 32), float("nan")), "be finite and normalised"),
+        (torch.full((2, 3, 32, 32), 255.0), "from 255 to 255 in the picture at place 0, 2 such"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_a_sentence(model: CLIP, wrong: object, message: str):
+    with pytest.raises(LimnerError, match=message):
+        model.encode_image(wrong)
+
+
+def test_a_closed_file_and_a_damaged_picture_are_refused(model: CLIP, png: bytes):
+    closed = io.BytesIO(png)
+    closed.close()
+    with pytest.raises(DataError, match=r"at place 1 must be readable\. Got I/O operation on closed file"):
+        model.encode_image([png, closed])
+    with pytest.raises(DataError, match="at place 1 must be a readable picture"):
+        model.encode_image([png, Image.open(io.BytesIO(png[:-200]))])
+
+
+def test_noise_on_normalised_pixels_is_fine(model: CLIP, generator: torch.Generator):
+    white = ((1 - model._mean) / model._std).expand(4, 3, 32, 32)
+    assert model.encode_image(white + torch.randn(4, 3, 32, 32, generator=generator)).shape == (4, 64)
+
+
+def test_sentences_and_ids_in_any_order_keeping_form(model: CLIP, tokenizer: Tokenizer):
+    wanted, ids = model.encode_text(["a dog", "☕"]), tokenizer(["a dog", "☕"])
+    for texts in (
+        *(
+            ("a dog", "☕"),
+            (text for text in ["a dog", "☕"]),
+            np.array(["a dog", "☕"]),
+            {1: "a dog", 2: "☕"}.values(),
+        ),
+        *(ids, ids.astype(np.int32), ids.tolist(), list(ids), list(torch.from_numpy(ids)), torch.from_numpy(ids).int()),
+    ):
+        assert torch.equal(model.encode_text(texts), wanted)
+    for one in ("a dog", np.str_("a dog"), np.array("a dog"), ids[0], ids[0].tolist(), torch.from_numpy(ids[0])):
+        assert torch.equal(model.encode_text(one), model.encode_text(["a dog"]))
+    for none in ([], (), np.array([], dtype=str), ids[:0]):
+        assert model.encode_text(none).shape == (0, 64)
+    assert model.tokenize("a dog").shape == (1, 77) and model.tokenize([]).shape == (0, 77)
+    assert model.tokenize([]).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, "Got None"),
+        (b"a dog", r"content\.decode\(\)"),
+        (Path("a dog"), "must be text"),
+        ({"a", "b"}, "Got set"),
+        (["a", None], "at place 1, must be text"),
+        ([float("nan")], "at place 0, .* Got float nan"),
+        ([["a"]], "at place 0, .* Got list"),
+        ([[1, 2], [1]], "rows of one length"),
+        ([1, 2], r"have the shape \[batch, 77\]"),  # labels, say: no end token
+        (np.array([["a"]]), "several in an order"),
+        (torch.full((1, 77), -1), "not negative. Got -1"),
+        (np.full((1, 77), 10**6), "below the vocabulary's"),
+        (torch.zeros(1, 77), "be whole numbers"),
+        (np.zeros((1, 77)), "be whole numbers"),
+        (torch.zeros(1, 77, dtype=torch.bool), "be whole numbers"),
+    ],
+)
+def test_what_is_no_sentence_is_refused_in_one(model: CLIP, wrong: object, message: str):
+    with pytest.raises(LimnerError, match=message):
+        model.encode_text(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": None}, "be the name of an architecture"),
+        ({"name": ["RN-nano"]}, "Got list"),
+        ({"name": "RN-nano", "tokenizer": "tokenizer.json"}, r"limner\.Tokenizer\.load"),
+    ],
+)
+def test_a_model_is_created_by_name(arguments: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        create(**arguments)
+
+
+def test_another_resolution_is_a_whole_number(model: CLIP):
+    with pytest.raises(ConfigError, match=r"be a whole number\. Got str '64'"):
+        model.resize_images("64")
+
+
+# --- gradients, and numbers that are not finite ----------------------------------------------------------------------
+
+
+def test_features_have_a_gradient_in_training_or_when_asked(model: CLIP, generator: torch.Generator):
+    x, tokens = pixels(2, 32, generator), model.tokenize(["a dog", "a cat"])
+    for features in (model.encode_image(x), model.encode_text(tokens)):
+        assert not features.requires_grad and features.numpy().shape == (2, 64)
+    assert not model.logit_scale.requires_grad  # or a loss of such features would train it alone, and nobody notice
+    assert all(part.requires_grad for part in model(x, tokens))
+    assert model.encode_image(x, gradient=True).requires_grad and model.encode_text(tokens, gradient=True).requires_grad
+    floats = torch.randn(2, 3, 32, 32, generator=generator, requires_grad=True)
+    model.encode_image(floats).sum().backward()  # what a picture must become to be more of a dog
+    assert floats.grad is not None and floats.grad.any()
+    model.train()
+    assert model.encode_image(x).requires_grad and model.encode_text(tokens).requires_grad
+    assert model.logit_scale.requires_grad
+    with torch.no_grad():
+        assert not model.encode_image(x, gradient=True).requires_grad
+
+
+def test_features_that_are_not_finite_are_an_error_that_names_the_weights(model: CLIP, generator: torch.Generator):
+    x = pixels(3, 32, generator)
+    with torch.no_grad():
+        model.image.attention_pool.c_proj.weight[0, 0] = math.nan
+    with pytest.raises(ModelError, match=r"image\.attention_pool\.c_proj\.weight \(1 of 8,192\)"):
+        model.encode_image(x)
+    assert model.encode_text("a dog").isfinite().all()
+    assert model.train().encode_image(x).isnan().any()  # training has its own guard, and waits for no look
+    model.eval()
+    with torch.no_grad():
+        model.text.projection.weight.fill_(1e38)  # finite, but not what they are multiplied with
+    with pytest.raises(ModelError, match="in 2, the first at place 0, though the weights are finite"):
+        model.encode_text(["a dog", "a cat"])
+
+
+def test_an_embedding_whose_length_overflows_is_no_feature_of_zeros(model: CLIP, generator: torch.Generator):
+    with torch.no_grad():
+        model.image.attention_pool.c_proj.weight *= 1e25
+    with pytest.raises(ModelError, match="features of the pictures must be finite"):
+        model.encode_image(pixels(1, 32, generator))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_the_towers_alone_are_rounded(model: CLIP, dtype: torch.dtype, generator: torch.Generator):
+    x = pixels(4, 32, generator)
+    mean, scale, before = model._mean.clone(), model.logit_scale.item(), model.encode_image(x)
+    model.to(dtype)
+    assert model.image.dtype == dtype and model.text.positional_embedding.dtype == dtype
+    assert torch.equal(model._mean, mean) and model.logit_scale.item() == scale
+    # 8 bits of a number in bfloat16, some tens of layers
+    assert nn.functional.cosine_similarity(model.encode_image(x), before).min() > 0.99
+    assert model.double()._mean.dtype == torch.float64
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def saved_and_loaded(model: CLIP) -> CLIP:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+@pytest.mark.parametrize("name", ["RN-nano", "ViT-mini"])
+def test_a_copy_is_the_model(name: str, copied: Callable[[CLIP], CLIP], tokenizer: Tokenizer):
+    shape = dataclasses.replace(ZOO[name], objective="sigmoid", initial_logit_bias=-10.0)
+    model = create(shape, tokenizer=Tokenizer(tokenizer.vocab, tokenizer.merges))
+    model.fingerprint, x = "abc", pixels(2, shape.image_size, torch.Generator().manual_seed(0))
+    texts = [f"a {EOS} dog", "a " * 100]
+    model.bfloat16().float()  # rounds the towers: a copy is of what the model is, not of what it was
+    tokens = model.tokenize(texts)
+    model.train().lock("image")
+    model.recompute_blocks()
+    again = copied(model)
+    assert (again.fingerprint, again.locked, again.training, again.image.training) == ("abc", ("image",), True, False)
+    assert again.image.blocks.recompute and again.text.blocks.recompute and again.architecture == model.architecture
+    assert set(again.state_dict()) == set(model.state_dict()) and "logit_bias" in again.state_dict()
+    assert torch.equal(again._mean, model._mean) and torch.equal(again._std, model._std)
+    assert not any(p.requires_grad for p in again.image.parameters())
+    assert again.tokenizer is not None and again.tokenizer.cut == 1
+    assert torch.equal(again.tokenize(texts), tokens)
+    assert all(map(torch.equal, model.eval()(x, tokens), again.eval()(x, tokens)))
+
+
+def test_a_spawned_worker_has_the_model(model: CLIP):
+    texts = [f"a {EOS} dog", "a cat"]
+    loader = DataLoader(
+        texts,  # type: ignore[arg-type]
+        batch_size=2,
+        collate_fn=model.encode_text,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        generator=torch.Generator(),
+    )
+    (features,) = loader
+    assert torch.allclose(features, model.encode_text(texts), atol=1e-6)  # another number of threads

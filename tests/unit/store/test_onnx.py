@@ -1,4 +1,5 @@
 import logging
+import pickle
 import sys
 from pathlib import Path
 
@@ -147,6 +148,8 @@ def test_a_model_with_graphs_for_towers_is_a_model(exported: Export, generator: 
     assert graphs.logit_scale == model.logit_scale and graphs.architecture == model.architecture
     assert graphs.fingerprint == with_onnx(model, folder).fingerprint != model.fingerprint
     assert model.image is before and graphs.image is not before
+    copied = pickle.loads(pickle.dumps(graphs))  # opened again: a session of onnxruntime's is no part of a pickle
+    assert torch.equal(copied.encode_image(pixels), graphs.encode_image(pixels)) and not copied.image.training
 
 
 def test_int8_graphs_for_towers(resnet: Export, generator: torch.Generator):

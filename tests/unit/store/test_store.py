@@ -1,13 +1,18 @@
 """Models on disk: what limner writes, and what it reads of others'. Parity with the others is in tests/parity."""
 
+import argparse
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
@@ -21,7 +26,8 @@ from limner.model.clip import CLIP
 from limner.store import convert
 from limner.store.doctor import examine
 from limner.store.pickles import OPENAI_FILES
-from limner.store.store import load
+from limner.store.store import fingerprint_now, load
+from limner.store.tensors import Tensors
 
 TEXT = TextConfig(layers=2, width=128, heads=2, vocab_size=602, context_length=20)
 VIT = Architecture(image=ViTConfig(layers=2, width=64, heads=1, patch_size=8), text=TEXT, embed_dim=32, image_size=32)
@@ -246,6 +252,169 @@ def test_pickles_need_a_word_and_run_nothing(model: CLIP, tmp_path: Path):
     assert not (tmp_path / "canary").exists()
 
 
+# --- other people's checkpoints ---------------------------------------------------------------------------------------
+
+
+def under(prefix: str, weights: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+@pytest.fixture
+def theirs(model: CLIP, tmp_path: Path) -> Tensors:
+    """The weights in open_clip's names; their config is in tmp_path."""
+    write_open_clip(tmp_path, model)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    return convert.to_openai(model.state_dict(), model.architecture)
+
+
+PREFIXES = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "clip.", "clip_model.", "net.", "a.b_c.d."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_a_trainer_puts_before_the_names_is_taken_off(
+    model: CLIP, theirs: Tensors, tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]
+):
+    save_file(under(prefix, theirs), tmp_path / "open_clip_model.safetensors")
+    assert_same(model, load(tmp_path))
+    assert_same(model, load(tmp_path / "open_clip_model.safetensors"))
+    torch.save({"state_dict": under(prefix, theirs), "epoch": 3}, tmp_path / "last.ckpt")
+    with pytest.raises(ModelError, match="must be safetensors: a pickle could run code"):
+        load(tmp_path / "last.ckpt")
+    assert_same(model, load(tmp_path / "last.ckpt", allow_pickle=True))
+    assert "other tensors" not in capsys.readouterr().err  # nothing was left out
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "weights", "ckpt"])
+def test_weights_lie_under_any_key_beside_what_an_optimizer_keeps(
+    model: CLIP, theirs: Tensors, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+):
+    kept = {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.tensor(1)}}, "param_groups": [{"lr": 0.1}]}
+    for name in ("epoch.pt", "epoch.tar"):  # by what is in a file: names are as people like them
+        torch.save({key: theirs, "optimizer": kept, "epoch": 1, "scheduler": {"last": 2}}, tmp_path / name)
+        assert_same(model, load(tmp_path / name, allow_pickle=True))
+        assert f"the weights under {key} are read, 2 other tensors are not" in capsys.readouterr().err
+        with pytest.raises(ModelError, match="a pickle could run code"):
+            load(tmp_path / name)
+
+
+def test_wrappers_inside_names_and_numbers_that_are_no_weights_are_taken_off(
+    model: CLIP, theirs: Tensors, tmp_path: Path
+):
+    def wrapped(name: str) -> str:
+        return name.replace("visual.", "visual._orig_mod.").replace("blocks.0.", "blocks.0._checkpoint_wrapped_module.")
+
+    weights = {wrapped(name): tensor for name, tensor in theirs.items()} | {"input_resolution": torch.tensor(32)}
+    save_file(weights, tmp_path / "plain.safetensors")
+    save_file(under("model.", weights) | {"n_averaged": torch.tensor(7)}, tmp_path / "model.safetensors")
+    for name in ("plain.safetensors", "model.safetensors"):
+        assert_same(model, load(tmp_path / name))
+
+
+def test_plain_weights_are_read_before_averaged_ones(
+    model: CLIP, theirs: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = {name: tensor + 1 for name, tensor in theirs.items()}
+    for name in ("ema_state_dict", "state_dict_ema", "model_ema", "ema", "swa_model"):
+        torch.save({"state_dict": theirs, name: under("module.", other)}, tmp_path / "both.pt")
+        assert_same(model, load(tmp_path / "both.pt", allow_pickle=True))
+        assert f"also has averaged weights, under {name}.module: the plain ones are read" in capsys.readouterr().err
+        torch.save({name: theirs}, tmp_path / "averaged.pt")
+        assert_same(model, load(tmp_path / "averaged.pt", allow_pickle=True))
+    save_file(theirs | under("ema.", other), tmp_path / "model.safetensors")
+    assert_same(model, load(tmp_path / "model.safetensors"))
+    assert "averaged weights, under ema" in capsys.readouterr().err
+
+
+def test_two_models_in_a_file_are_an_error_unless_they_are_one(model: CLIP, theirs: Tensors, tmp_path: Path):
+    other = {name: tensor + 1 for name, tensor in theirs.items()}
+    torch.save({"state_dict": under("student.", theirs) | under("teacher.", other)}, tmp_path / "two.pt")
+    with pytest.raises(ModelError, match=r"those of 2, under state_dict\.student and state_dict\.teacher"):
+        load(tmp_path / "two.pt", allow_pickle=True)
+    torch.save({"state_dict": under("model.", theirs) | under("loss.model.", theirs)}, tmp_path / "shared.pt")
+    assert_same(model, load(tmp_path / "shared.pt", allow_pickle=True))
+    save_file(theirs | under("_orig_mod.", other), tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="that are there twice"):
+        load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3}, "Got a dictionary of epoch"),
+        ([1], "Got list"),
+        ({"args": argparse.Namespace(a=1)}, r"argparse\.Namespace too.*save the weights alone: torch\.save"),
+        ({"best": np.float64(1)}, r"scalar too.*save the weights alone: torch\.save"),
+        ({"state_dict": {"conv.weight": torch.zeros(1)}}, "conv.weight is unknown"),
+    ],
+)
+def test_a_pickle_of_other_things_says_what(theirs: Tensors, tmp_path: Path, content: object, message: str):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path / "other.pt", allow_pickle=True)
+
+
+def test_weights_of_another_dtype_are_listed(theirs: Tensors, tmp_path: Path):
+    weights = theirs | {"text_projection": theirs["text_projection"].to(torch.int8)}
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"text\.projection\.weight is torch\.int8"):
+        load(tmp_path / "model.safetensors")
+
+
+def test_a_directory_names_the_weight_files_that_it_does_not_know(theirs: Tensors, tmp_path: Path):
+    torch.save(theirs, tmp_path / "last.ckpt")
+    with pytest.raises(ModelError, match=r"load one of these: last\.ckpt"):
+        load(tmp_path)
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_finite_is_kept_and_loaded_only_by_a_word(
+    model: CLIP, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with torch.no_grad():
+        model.text.projection.weight[0, 0] = math.inf
+        model.text.norm.weight[:2] = math.nan
+    model.save(tmp_path)
+    assert "NaN or infinity in 2 tensors: text.norm.weight (2 of 128)" in capsys.readouterr().err
+    assert not (tmp_path / "golden.safetensors").exists()
+    with pytest.raises(ModelError, match=r"text\.norm\.weight \(2 of 128\), text\.projection\.weight \(1 of 4,096\)"):
+        load(tmp_path)
+    assert load(tmp_path, allow_nonfinite=True).fingerprint == model.fingerprint == fingerprint_now(model)
+    checks = {check.what: check for check in examine(str(tmp_path))}
+    assert checks["fingerprint"].fine and not checks["weights"].fine and "text.norm.weight" in checks["weights"].got
+
+
+def test_numbers_that_overflow_on_loading_are_noticed(theirs: Tensors, tmp_path: Path):
+    for dtype in (torch.float64, torch.float32):  # beyond float32, and beyond bfloat16 alone
+        large = 1e300 if dtype == torch.float64 else 3.4e38
+        save_file(theirs | {"ln_final.bias": torch.full((128,), large, dtype=dtype)}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=r"text\.norm\.bias \(128 of 128\)"):
+            load(tmp_path / "model.safetensors", precision="bf16")
+
+
+# --- what is passed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"model", ["model"], "a\0b"])
+def test_a_place_for_a_model_is_a_path(model: CLIP, wrong: Any):
+    with pytest.raises(ConfigError, match="must be a path"):
+        load(wrong)
+    with pytest.raises(ConfigError, match="must be a path"):
+        limner.save(model, wrong)
+
+
+def test_what_is_saved_is_a_model_and_what_is_loaded_lies_at_any_path(model: CLIP, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"must be a limner\.CLIP"):
+        limner.save(str(tmp_path), tmp_path)
+    limner.save(model, str(tmp_path / "model"))
+    with os.scandir(tmp_path) as entries:
+        assert_same(model, load(next(entries)))
+    assert_same(model, load(str(tmp_path / "model"), device=torch.device("cpu")))
+    with pytest.raises(ConfigError, match="be a whole number"):
+        load(tmp_path / "model", image_size="64")
+
+
 # --- directories of transformers -------------------------------------------------------------------------------------
 
 
@@ -346,6 +515,31 @@ def test_the_papers_shapes_are_recognised(name: str):
     with torch.device("meta"):
         weights = CLIP(ZOO[name]).state_dict()
     assert convert.architecture_from_weights(convert.to_openai(weights, ZOO[name]), "quick_gelu") == ZOO[name]
+
+
+def test_names_of_one_library_under_the_config_of_the_other_are_an_error(hf_folder: Path):
+    with torch.random.fork_rng():
+        write_open_clip(hf_folder, CLIP(VIT))
+    theirs, others = hf_folder / "model.safetensors", hf_folder / "open_clip_model.safetensors"
+    hf, openai = theirs.read_bytes(), others.read_bytes()
+    theirs.write_bytes(openai)
+    with pytest.raises(ModelError, match=r"must have Hugging Face's names.* Got OpenAI's"):
+        load(hf_folder)
+    (hf_folder / "config.json").unlink()
+    others.write_bytes(hf)
+    with pytest.raises(ModelError, match=r"must have OpenAI's or open_clip's names.* Got Hugging Face's"):
+        load(hf_folder)
+
+
+@pytest.mark.parametrize("prefix", ["clip.", "module.model."])
+def test_a_directory_of_transformers_whose_weights_lie_deeper(hf_folder: Path, prefix: str):
+    expected = features(load(hf_folder))
+    weights = under(prefix, load_file(hf_folder / "model.safetensors"))
+    save_file(weights, hf_folder / "model.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(features(load(hf_folder)), expected, strict=True))
+    (hf_folder / "model.safetensors").unlink()
+    torch.save({"state_dict": weights}, hf_folder / "pytorch_model.bin")
+    assert all(torch.equal(a, b) for a, b in zip(features(load(hf_folder, allow_pickle=True)), expected, strict=True))
 
 
 def test_hugging_faces_weights_alone_are_sent_to_their_config(hf_folder: Path):

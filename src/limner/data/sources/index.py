@@ -5,8 +5,18 @@
 ```
 
 An index is built once, by reading the texts of a file and hashing the whole of it, and kept beside the file in a folder
-`.limner` (in the cache folder, where that cannot be written). It holds as long as the file's size and time stay; when
-only the time differs, the sha256 decides. It is itself a safetensors file: arrays, nothing that runs.
+`.limner`, in the cache folder where that cannot be written, and where that cannot be written either in memory, with a
+word. It is itself a safetensors file: arrays, nothing that runs.
+
+It holds as long as four facts about the file stay: size, modification time, change time and inode. The first two are
+kept by `cp -p`, `rsync -t` and whatever sets fixed times; the third no program can set, and the fourth differs where
+another file took the name. A file whose size is the same and another fact not was touched, moved or copied, or replaced
+by another: its sha256 decides, over the whole of it, and the index is written anew with the new facts. A digest of some
+of its blocks would be quicker and might miss a caption. So shards that come with their indexes are read once in each
+place that they are copied to, and at each start only where nothing can be written.
+
+A clock of files ticks every few milliseconds, and what is written twice between two ticks looks like one: a file that
+changed just now is left until the next tick before it is read.
 """
 
 import hashlib
@@ -14,16 +24,18 @@ import io
 import json
 import os
 import re
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress, pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -34,13 +46,15 @@ from limner.data.remote import cache_folder, content_of, expect, local, name_of,
 from limner.data.sources.kept import Kept
 from limner.errors import DataError, StorageError
 from limner.files import is_file_in, sha256_of, write_bytes
-from limner.progress import track
+from limner.progress import say, track
 
-FORMAT, FORMATS = "limner index 1", ("limner index 1", "limn index 1")
-"""What an index file calls itself, and what is read: the same under the name that the project had before."""
+FORMAT, FORMATS = "limner index 2", ("limner index 2", "limner index 1", "limn index 1")
+"""What an index file calls itself, and what is read: those of before tell no change time and no inode."""
 FOLDER = ".limner"
 MAX_TEXT_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
+TICK_SECONDS, COARSE_TICK_SECONDS = 0.02, 2.0
+"""Time in which a file may change twice and look as if it had once; where times are in whole seconds, the second."""
 _indexes = Kept(2**28)
 
 
@@ -137,7 +151,62 @@ def arrays_of(table: dict[str, list[Any]]) -> dict[str, np.ndarray]:
     }
 
 
+# --- what a file is known by -----------------------------------------------------------------------------------------
+
+
+class Facts(NamedTuple):
+    """What tells a file from another one, and from itself before it was changed."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+ELSEWHERE = Facts(0, 0, 0, 0)
+"""Of a shard at an address, which names one content."""
+_seen: dict[tuple[Path, str], Facts] = {}
+"""By path and sha256: the facts of files that had this content when somebody looked."""
+_looking = threading.Lock()
+
+
+def facts_of(path: Path) -> Facts:
+    """What a file is known by."""
+    status = path.stat()
+    return Facts(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _settled(path: Path) -> Facts:
+    """The same, once it is so long since the file changed that another change will not look like that one."""
+    facts = facts_of(path)
+    tick = TICK_SECONDS if facts.ctime_ns % 10**9 else COARSE_TICK_SECONDS
+    since = time.time() - facts.ctime_ns / 1e9
+    if 0 <= since < tick:
+        time.sleep(tick - since)
+        facts = facts_of(path)
+    return facts
+
+
+def _check(path: Path, sha256: str) -> None:
+    """Raise `DataError` if the file at `path` has changed since it had this content; one that is gone is no matter."""
+    try:
+        facts = facts_of(path)
+        if _seen.get((path, sha256)) == facts:
+            return
+        with _looking:  # one at a time: files are hashed here
+            facts = _settled(path)
+            is_known = any(told["sha256"] == sha256 and _facts_in(told) == facts for told, _ in _known(path))
+            if not is_known and _seen.get((path, sha256)) != facts and sha256_of(path) != sha256:
+                raise changed(path)
+            _seen[path, sha256] = facts
+    except OSError:  # reading says so
+        return
+
+
 # --- beside the shard ------------------------------------------------------------------------------------------------
+
+_unkept: dict[Path | str, tuple[dict[str, Any], Index]] = {}
+"""Indexes that no file could be written for, and what would have been said there."""
 
 
 def index_file(path: Path | str, folder: str = FOLDER) -> Path:
@@ -158,27 +227,33 @@ def ensure_index(path: Path | str, build: Callable[[Path], Index]) -> dict[str, 
     the shard must have the index's sha256 whenever it is fetched from then on.
     """
     if isinstance(path, str):
-        found = _described(_elsewhere(path)) or _beside(path)
-        if found is None:  # an address names one content
+        found = next((told for told, _ in _known(path)), None) or _beside(path)
+        if found is None:
             with local(path) as file:
-                found = _keep(build(Path(file.name)), _elsewhere(path), mtime_ns=0)
+                found = _save(build(Path(file.name)), path, ELSEWHERE)
         expect(path, found["sha256"])
         return found
     if not path.is_file():
         raise no_shard(path, "something that is no file")
-    status = path.stat()
-    for file in _files(path):
-        found = _described(file)
-        if found is not None and found["size"] == status.st_size:
-            if found["mtime_ns"] == status.st_mtime_ns:
-                return found
-            if found["sha256"] == sha256_of(path) and (index := _load(file)) is not None:
-                return _save(index, path, status.st_mtime_ns)
     for _ in range(2):
-        index, before, status = build(path), status, path.stat()
-        if (status.st_size, status.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
-            return _save(index, path, status.st_mtime_ns)
+        facts = _settled(path)
+        told = next((told for told, _ in _known(path) if _facts_in(told) == facts), None)
+        if told is None:
+            index = _of_same_content(path, facts.size) or build(path)
+            if facts_of(path) != facts:
+                continue
+            told = _save(index, path, facts)
+        _seen[path, told["sha256"]] = facts
+        return told
     raise no_shard(path, "one that is being written")
+
+
+def _of_same_content(path: Path, size: int) -> Index | None:
+    """The index, of those that are there, of a file with the sha256 that the one at `path` has now."""
+    known = [(told, load) for told, load in _known(path) if told["size"] == size]
+    sha256 = sha256_of(path) if known else ""
+    fitting = (load() for told, load in known if told["sha256"] == sha256)
+    return next((index for index in fitting if index is not None), None)
 
 
 def no_shard(path: Path | str, got: object) -> DataError:
@@ -189,10 +264,21 @@ def no_shard(path: Path | str, got: object) -> DataError:
 
 
 def _files(path: Path | str) -> list[Path]:
-    """The index files of a shard that are there; one beside it that a link leads to from elsewhere is none."""
-    beside = [index_file(path), index_file(path, ".limn")] if isinstance(path, Path) else []
-    beside = [file for file in beside if is_file_in(file.parents[1], file)]
-    return [*beside, *([_elsewhere(path)] if _elsewhere(path).is_file() else [])]
+    """The index files of a shard that are there; one that a link leads to from elsewhere is none."""
+    files = [index_file(path), index_file(path, ".limn")] if isinstance(path, Path) else []
+    with suppress(StorageError):  # no cache folder
+        files.append(_elsewhere(path))
+    return [file for file in files if is_file_in(file.parents[1], file)]
+
+
+def _known(path: Path | str) -> Iterator[tuple[dict[str, Any], Callable[[], Index | None]]]:
+    """What is said of each index of a shard that is there, and how its arrays are loaded."""
+    if (unkept := _unkept.get(path)) is not None:
+        told, index = unkept
+        yield told, lambda: index
+    for file in _files(path):
+        if (told := _described(file)) is not None:
+            yield told, partial(_load, file)
 
 
 def _beside(address: str) -> dict[str, Any] | None:
@@ -208,7 +294,7 @@ def _beside(address: str) -> dict[str, Any] | None:
         index = _load(Path(file.name))
     if index is None or index.size != (size_of(address) or index.size):
         return None
-    return _keep(index, _elsewhere(address), mtime_ns=0)
+    return _save(index, address, ELSEWHERE)
 
 
 def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index]) -> list[dict[str, Any] | DataError]:
@@ -224,25 +310,50 @@ def ensure_all(paths: Sequence[Path | str], build: Callable[[Path], Index]) -> l
         except OSError as error:  # gone, or not to be read
             return no_shard(path, error.strerror or error)
 
+    before = set(_unkept)
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
-        return list(track(threads.map(one, paths), title="Indexing shards", total=len(paths)))
+        found = list(track(threads.map(one, paths), title="Indexing shards", total=len(paths)))
+    if unkept := [path for path in paths if path in _unkept and path not in before]:
+        say(_told_of_unkept(unkept))
+    return found
+
+
+def _told_of_unkept(paths: Sequence[Path | str]) -> str:
+    """The word on indexes that are in memory only."""
+    try:
+        cache = str(cache_folder())
+    except StorageError:
+        cache = "a cache folder, for there is no home folder,"
+    folder = paths[0].parent if isinstance(paths[0], Path) else None
+    return (
+        f"{'The index of 1 file is' if len(paths) == 1 else f'Indexes of {len(paths):,} files are'} kept in memory "
+        "only, and each start reads the whole again: "
+        + (f"{cache} cannot be written" if folder is None else f"neither {folder} nor {cache} can be written")
+        + " (set LIMNER_CACHE to a folder that can)."
+    )
 
 
 def load_index(path: Path | str, sha256: str, build: Callable[[Path], Index]) -> Index:
-    """The index of a shard, which `ensure` has seen; the last ones stay in memory. A damaged one is built anew."""
+    """The index of a shard, which `ensure_index` has seen; the last ones stay in memory. A damaged one is built anew.
+
+    Raises `DataError` for a shard that has changed since.
+    """
+    if isinstance(path, Path):
+        _check(path, sha256)
     return _indexes.get((path, sha256), lambda: _load_of(path, sha256, build))
 
 
 def _load_of(path: Path | str, sha256: str, build: Callable[[Path], Index]) -> Index:
     is_table = not str(path).endswith(".tar")
-    for file in _files(path):
-        index = _load(file)
-        if index is not None and index.sha256 == sha256 and is_table == ("groups" in index.arrays):
+    for told, load in _known(path):
+        index = load() if told["sha256"] == sha256 else None
+        if index is not None and is_table == ("groups" in index.arrays):
             return index
     if isinstance(path, Path):
+        facts = _settled(path)
         index = build(path)
-        if index.sha256 == sha256:
-            _save(index, path, path.stat().st_mtime_ns)
+        if index.sha256 == sha256 and facts_of(path) == facts:
+            _save(index, path, facts)
             return index
     raise changed(path)
 
@@ -257,25 +368,30 @@ def changed(path: Path | str) -> DataError:
     )
 
 
-def _save(index: Index, path: Path, mtime_ns: int) -> dict[str, Any]:
-    folder = index_file(path).parent
-    if not folder.is_symlink():  # which may lead anywhere
-        with suppress(StorageError):  # a folder that cannot be written
-            return _keep(index, index_file(path), mtime_ns)
-    return _keep(index, _elsewhere(path), mtime_ns)
+def _save(index: Index, path: Path | str, facts: Facts) -> dict[str, Any]:
+    """Keep an index in the first place that can be written, or in memory."""
+    told = _told(index, facts)
+    content = save(index.arrays, metadata={"format": FORMAT, "told": json.dumps(told)})
+    beside = isinstance(path, Path) and not index_file(path).parent.is_symlink()  # which may lead anywhere
+    for place in (index_file, _elsewhere) if beside else (_elsewhere,):
+        with suppress(StorageError):  # a folder that cannot be written, a full disk
+            write_bytes(place(path), content)
+            _unkept.pop(path, None)
+            return told
+    _unkept[path] = told, index
+    return told
 
 
-TOLD = {"sha256": str, "size": int, "mtime_ns": int, "pictures": int, "captioned": int, "least_key": str}
-TOLD |= {"greatest_key": str, "skipped": dict, "noted": dict, "arrays": str}
+TOLD = {"sha256": str, "size": int, "mtime_ns": int, "ctime_ns": int, "inode": int, "pictures": int, "captioned": int}
+TOLD |= {"least_key": str, "greatest_key": str, "skipped": dict, "noted": dict, "arrays": str}
 """What an index file says about itself, and of which types."""
 
 
-def _keep(index: Index, file: Path, mtime_ns: int) -> dict[str, Any]:
+def _told(index: Index, facts: Facts) -> dict[str, Any]:
     keys = [index.key(sample) for sample in range(len(index))]
-    told = {
+    return facts._asdict() | {
         "sha256": index.sha256,
         "size": index.size,
-        "mtime_ns": mtime_ns,
         "pictures": len(index),
         "captioned": len(index.captioned),
         "least_key": min(keys, default=""),
@@ -284,8 +400,10 @@ def _keep(index: Index, file: Path, mtime_ns: int) -> dict[str, Any]:
         "noted": index.noted,
         "arrays": _digest(index.arrays),
     }
-    write_bytes(file, save(index.arrays, metadata={"format": FORMAT, "told": json.dumps(told)}))
-    return told
+
+
+def _facts_in(told: dict[str, Any]) -> Facts:
+    return Facts(*(told[name] for name in Facts._fields))
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -300,7 +418,9 @@ def _described(file: Path) -> dict[str, Any] | None:
     try:
         with safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
-        told = json.loads(metadata["told"]) if metadata.get("format") in FORMATS else {}
+        told: Any = json.loads(metadata["told"]) if metadata.get("format") in FORMATS else {}
+        if told and metadata["format"] != FORMAT:
+            told = {"ctime_ns": 0, "inode": 0} | told
         counters = [*told["skipped"].values(), *told["noted"].values()] if told else []
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None

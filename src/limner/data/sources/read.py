@@ -14,7 +14,7 @@ left out and counted by reason in `Source.skipped`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limner.data.pairs import IMAGE_ENDINGS, Source, describe, mixture
@@ -79,19 +79,13 @@ def write_manifest(file: Path, source: Source) -> None:
     write_json(file, {"format": 1, "fingerprint": source.fingerprint, "pairs": len(source), "parts": parts})
 
 
-def training_pairs(data: str, weights: Sequence[float], *, holdout: float) -> Source:
-    """The pairs at `data` that a run trains on: all less about the share `holdout` (0.0: none is kept back).
+def split_pairs(data: str, weights: Sequence[float], *, holdout: float) -> tuple[Source, Source]:
+    """The pairs at `data` that a run trains on, and those that it keeps back: about the share `holdout` (0.0: none).
 
     Raises `DataError` as `read_pairs` does.
     """
     source = read_pairs(data, weights)
-    return source.split(holdout)[0] if holdout else source
-
-
-def held_back_pairs(data: str, weights: Sequence[float], *, holdout: float) -> Source | None:
-    """The pairs that `training_pairs` keeps back; None if there is none."""
-    kept_back = read_pairs(data, weights).split(holdout)[1]
-    return kept_back if len(kept_back) else None
+    return source.split(holdout) if holdout else (source, replace(source, parts=(), shares=()))
 
 
 def _read(path: str | Path, weights: Sequence[float], *, needs_caption: bool) -> Source:

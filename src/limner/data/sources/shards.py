@@ -8,6 +8,7 @@ Nothing is ever extracted, and no member's content is taken for more than bytes:
 gone past and counted. Members of a sample may lie anywhere in the shard.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from limner.data.pairs import IMAGE_ENDINGS, MAX_CAPTIONS, Pair, Source, cleaned, unusable
+from limner.data.pairs import (
+    IMAGE_ENDINGS,
+    MAX_CAPTIONS,
+    SEVERAL_LINES,
+    Pair,
+    Source,
+    cleaned,
+    lines_are_captions,
+    parted,
+    unusable,
+)
 from limner.data.remote import is_address, listing, name_of
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
@@ -59,8 +70,13 @@ def read_shards(path: str, *, needs_caption: bool) -> Source:
     if not here.is_dir():
         return _read(here, [here], needs_caption=needs_caption)
     source = _read(here, sorted(here.glob("*.tar")), needs_caption=needs_caption)
-    loose = sum(file.suffix.lower() in IMAGE_ENDINGS for file in here.iterdir())
-    return replace(source, skipped=source.skipped + Counter({"picture file beside shards": loose}))
+    beside = Counter({"picture file beside shards": 0, "tar file in a folder beside shards, or .TAR": 0})
+    for folder, _, files in os.walk(here):
+        endings = Counter(Path(file).suffix for file in files if not file.startswith("."))
+        beside["picture file beside shards"] += sum(endings[one] for one in endings if one.lower() in IMAGE_ENDINGS)
+        beside["tar file in a folder beside shards, or .TAR"] += endings[".TAR"]
+        beside["tar file in a folder beside shards, or .TAR"] += endings[".tar"] if Path(folder) != here else 0
+    return replace(source, skipped=source.skipped + beside)
 
 
 def expanded(pattern: str) -> list[str]:
@@ -87,7 +103,10 @@ def _read(path: Path | str, shards: Sequence[Path | str], *, needs_caption: bool
             then="Check the path and the numbers between its braces.",
         )
     kind = Kind(build, _parts, fault="shard that is no tar file", own_name=lambda name: name.removesuffix(".tar"))
-    return read_indexed(path, shards, kind, needs_caption=needs_caption)
+    source = read_indexed(path, shards, kind, needs_caption=needs_caption)
+    if all(isinstance(shard, Path) and lines_are_captions(shard.parent) for shard in shards):
+        return replace(source, noted=source.noted - Counter({SEVERAL_LINES: source.noted[SEVERAL_LINES]}))
+    return source
 
 
 # --- the index of a shard --------------------------------------------------------------------------------------------
@@ -169,6 +188,7 @@ def _annotations(
     kept = list(zip(cleaned([text for text, _ in likely], noted), (chance for _, chance in likely), strict=True))
     if not any(text for text, _ in kept):
         kept = [(text, 1.0) for text in cleaned([read(".txt").strip() or record.get("caption") or ""], noted)]
+        noted[SEVERAL_LINES] += "\n" in kept[0][0]
     kept = [(text, chance) for text, chance in kept if text]
     label = read(".cls").strip()
     return (
@@ -195,6 +215,8 @@ class Shard:
     sha256: str
     count: int
     needs_caption: bool
+    in_lines: bool = False
+    """A single caption of several lines is a caption for each line."""
 
     @property
     def name(self) -> str:
@@ -202,8 +224,8 @@ class Shard:
         return name_of(self.path)
 
     def digest(self) -> str:
-        """The shard's sha256."""
-        return self.sha256
+        """The shard's sha256; of one whose captions stand in lines another one, made of it."""
+        return hashlib.sha256(f"{self.sha256} in lines".encode()).hexdigest() if self.in_lines else self.sha256
 
     def __len__(self) -> int:
         return self.count
@@ -212,7 +234,10 @@ class Shard:
         """The pair at `index`."""
         found = self._index()
         sample = int(found.captioned[index]) if self.needs_caption else index
-        return found.pair(sample, self.path)
+        pair = found.pair(sample, self.path)
+        if self.in_lines and len(pair.captions) == 1:
+            return replace(pair, captions=tuple(parted(pair.captions, Counter(), in_lines=True)))
+        return pair
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all pairs, from the index."""
@@ -231,4 +256,5 @@ class Shard:
 
 
 def _parts(path: Path | str, told: dict[str, Any], needs_caption: bool) -> list[Shard]:
-    return [Shard(path, told["sha256"], told["captioned" if needs_caption else "pictures"], needs_caption)]
+    in_lines = isinstance(path, Path) and lines_are_captions(path.parent)
+    return [Shard(path, told["sha256"], told["captioned" if needs_caption else "pictures"], needs_caption, in_lines)]

@@ -19,14 +19,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from limner.data.pairs import Pair, Source, cleaned, sifted, unusable
+from limner.data.pairs import Pair, Source, cleaned, unusable
 from limner.data.sources.arrow import (
     broken,
     groups_of,
@@ -51,7 +51,7 @@ from limner.data.sources.index import (
     text_at,
 )
 from limner.data.sources.kept import Kept
-from limner.data.sources.lists import CAPTION_COLUMNS, NOT_THERE, PATH_COLUMNS, images_of, list_pairs
+from limner.data.sources.lists import CAPTION_COLUMNS, LABEL_COLUMNS, NOT_THERE, PATH_COLUMNS, Row, read_list, source_of
 from limner.errors import DataError
 from limner.files import is_file_in, sha256_of
 
@@ -90,8 +90,7 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
     skipped, noted = Counter[str](), Counter[str]()
     metadata = _metadata(here) if here.is_dir() else None
     if metadata is not None and metadata.suffix != ".parquet":
-        pairs = list_pairs(metadata, skipped, noted)
-        return sifted(here, pairs, skipped, noted, needs_caption=needs_caption)
+        return replace(read_list(metadata, needs_caption=needs_caption), path=here)
     files = [metadata] if metadata is not None else _files(here)
     columns = _columns(schema := schema_of(files[0]))
     if columns is None or (needs_caption and columns.caption is None):
@@ -106,8 +105,7 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
         kind = Kind(build, _parts, fault="table that cannot be read", own_name=lambda name: Path(name).stem)
         return read_indexed(here, files, kind, needs_caption=needs_caption)
     rows = _rows_of_paths(files[0], columns, noted)
-    pairs = images_of(rows, files[0].parent.resolve(), skipped, noted)
-    return sifted(here, pairs, skipped, noted, needs_caption=needs_caption)
+    return source_of(here, rows, files[0].parent, skipped, noted, needs_caption=needs_caption)
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -224,7 +222,7 @@ def _columns(schema: Any) -> Columns | None:
         has_images=inside is not None,
         caption=first(texts, lambda kind: is_text(kind) or (is_list(kind) and is_text(kind.value_type))),
         key=first(KEY_COLUMNS, lambda kind: is_text(kind) or pyarrow().types.is_integer(kind)),
-        label=first(["label"], pyarrow().types.is_integer),
+        label=first(LABEL_COLUMNS, lambda kind: pyarrow().types.is_integer(kind) or (inside is None and is_text(kind))),
     )
 
 
@@ -236,14 +234,15 @@ def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
         yield [text for text in cleaned(short, noted) if text]
 
 
-def _rows_of_paths(path: Path, columns: Columns, noted: Counter[str]) -> Iterator[tuple[str, list[str]]]:
-    """(picture path, captions) of each row of a list."""
+def _rows_of_paths(path: Path, columns: Columns, noted: Counter[str]) -> Iterator[Row]:
+    """The rows of a list."""
     with reading(path):
         for group, _ in groups_of(path, list(dict.fromkeys([columns.image, *columns.texts()])), None):
             names = (b"".join(row).decode("utf-8", "replace") for row in texts_of(group.column(columns.image)))
             nothing = ([] for _ in range(len(group)))
             captions = _captions(group.column(columns.caption), noted) if columns.caption else nothing
-            yield from zip(names, captions, strict=True)
+            labels = group.column(columns.label).to_pylist() if columns.label else [None] * len(group)
+            yield from map(Row, names, captions, labels)
 
 
 # --- pictures inside -------------------------------------------------------------------------------------------------

@@ -1,6 +1,14 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from helpers.tars import tar
+from limner.data.pairs import SEVERAL_LINES
+from limner.data.sources import folders
+from limner.data.sources.folders import ALONE, CLOSED, HEIC, HIDDEN, LINKED, OTHER, UNREAD_TEXT
 from limner.data.sources.read import read_images, read_pairs
 
 
@@ -41,3 +49,54 @@ def test_caption_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path)
     (folder_of_pairs / "circle.png").symlink_to(folder_of_pairs / "circle.png")
     source = read_pairs(folder_of_pairs)
     assert len(source) == 39 and "secret" not in set(source.captions())
+
+
+def test_what_the_walk_passes_by_is_counted(folder_of_pairs: Path, picture: Callable[..., bytes]):
+    (folder_of_pairs / "alias").symlink_to(folder_of_pairs.parent)
+    (folder_of_pairs / ".hidden").mkdir()
+    (folder_of_pairs / ".hidden" / "a.png").write_bytes(picture())
+    (folder_of_pairs / ".b.png").write_bytes(picture())
+    (folder_of_pairs / "photo.HEIC").write_bytes(b"x")
+    (folder_of_pairs / "notes.pdf").write_bytes(b"x")
+    (folder_of_pairs / "gone.txt").write_text("a caption")
+    (folder_of_pairs / "classnames.txt").write_text("dog")
+    source = read_pairs(folder_of_pairs)
+    assert len(source) == 40 and source.skipped == {HEIC: 1}
+    assert source.noted == {LINKED: 1, HIDDEN: 2, OTHER: 1, ALONE: 1}
+
+
+def test_folders_and_captions_that_may_not_be_read_are_counted(folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder_of_pairs / "inner").mkdir()
+    scandir, opened = os.scandir, Path.open
+
+    def closed(path: Path, *args: Any) -> Any:
+        if path.name in ("inner", "05.txt"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path) if not args else opened(path, *args)
+
+    monkeypatch.setattr(folders.os, "scandir", closed)
+    monkeypatch.setattr(Path, "open", closed)
+    source = read_pairs(folder_of_pairs)
+    assert len(source) == 39 and source.skipped == {"no caption": 1}
+    assert source.noted == {CLOSED: 1, UNREAD_TEXT: 1}
+
+
+@pytest.mark.parametrize("place", ["pairs", "."])
+def test_lines_are_captions_where_dataset_type_says_retrieval(folder_of_pairs: Path, place: str):
+    (folder_of_pairs / "03.txt").write_text("a dog\n\n  a hound \n")
+    source = read_pairs(folder_of_pairs)
+    assert source[3].captions == ("a dog\n\n  a hound",) and source.noted == {SEVERAL_LINES: 1}
+    (folder_of_pairs.parent / place / "dataset_type.txt").write_text("retrieval\n")
+    source = read_pairs(folder_of_pairs)
+    assert source[3].captions == ("a dog", "a hound") and not source.noted
+
+
+def test_lines_of_txt_members_are_captions_in_a_retrieval_set(folder_of_pairs: Path, picture: Callable[..., bytes]):
+    folder = folder_of_pairs.parent / "sets" / "test"
+    tar(folder / "0.tar", {"a.png": picture(), "a.txt": b"a dog\na hound\n", "b.png": picture(), "b.txt": b"x"})
+    whole = read_pairs(folder)
+    assert whole[0].captions == ("a dog\na hound",) and whole.noted == {SEVERAL_LINES: 1}
+    (folder.parent / "dataset_type.txt").write_text("retrieval")
+    lines = read_pairs(folder)
+    assert lines[0].captions == ("a dog", "a hound") and lines[1].captions == ("x",) and not lines.noted
+    assert lines.fingerprint != whole.fingerprint

@@ -1,10 +1,16 @@
+import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from limner.data.sources.read import read_pairs
+from limner.data.sources.read import read_images, read_pairs
 from limner.errors import DataError
 
 
@@ -41,7 +47,10 @@ def test_a_list_stays_in_its_folder(folder_of_pairs: Path, picture: Callable[...
     (folder_of_pairs / "list.csv").write_text("path,caption\n../secret.png,x\ngone.png,x\n00.png,fine\nshort\n")
     source = read_pairs(folder_of_pairs / "list.csv")
     assert len(source) == 1
-    assert source.skipped == {"picture file missing, or outside of the list's folder": 3}
+    assert source.skipped == {
+        "picture file missing, or outside of the list's folder": 2,
+        "row of another number of cells than the header": 1,
+    }
 
 
 def test_a_tsv_is_parted_by_tabs_alone(folder_of_pairs: Path):
@@ -68,3 +77,107 @@ def test_jsonl_values_of_other_types(folder_of_pairs: Path):
     (folder_of_pairs / "list.jsonl").write_text('["00.png", "x"]\n')
     with pytest.raises(DataError, match="Line 1"):
         read_pairs(folder_of_pairs / "list.jsonl")
+
+
+def told(path: Path) -> tuple[list[tuple[str, ...]], dict[str, int]]:
+    source = read_pairs(path)
+    return [pair.captions for pair in source], dict(source.skipped)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (["00.png,a cat", '01.png,"big" dog', "02.png,a bus"], 3),
+        (["00.png,a cat", '01.png,"a 5 inch ruler', "02.png,a bus"], 3),
+        (["00.png,a cat", '01.png, "a big', 'dog"x', "02.png,a bus"], 3),
+        (['00.png,"a \\"big\\" dog"', "02.png,a bus"], 2),
+    ],
+)
+def test_a_quote_that_swallows_rows_is_an_error_with_its_line(folder_of_pairs: Path, rows: list[str], line: int):
+    (folder_of_pairs / "list.csv").write_text("\n".join(["path,caption", *rows]) + "\n")
+    with pytest.raises(DataError, match=f"The row that begins at line {line} of .*list.csv must close each quote"):
+        read_pairs(folder_of_pairs / "list.csv")
+
+
+def test_cells_blanks_and_lines_in_a_csv(folder_of_pairs: Path):
+    text = 'path , caption\r\n00.png, "a cat, or two"\r\n 01.png ,a "big" dog \r\n02.png,one,too many\r\n03.png\r\n'
+    (folder_of_pairs / "list.csv").write_text(text + '04.png,"two\nlines"\r\n', newline="")
+    captions, skipped = told(folder_of_pairs / "list.csv")
+    assert captions == [("a cat, or two",), ('a "big" dog',), ("two\nlines",)]
+    assert skipped == {"row of another number of cells than the header": 2}
+    assert read_pairs(folder_of_pairs / "list.csv").noted == {"cell of several lines (is a quote missing?)": 1}
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\t\n\"',;\\ "), max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(captions=st.lists(TEXT, min_size=2, max_size=6), kind=st.sampled_from(["csv", "tsv", "jsonl"]))
+def test_lists_are_read_as_they_were_written(folder_of_pairs: Path, captions: list[str], kind: str):
+    """By Python's csv and json; and read + counted = there."""
+    path = folder_of_pairs / f"list.{kind}"
+    rows = [(f"{number:02d}.png", caption) for number, caption in enumerate(captions)]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"path": image, "caption": text}) + "\n" for image, text in rows))
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter={"csv": ",", "tsv": "\t"}[kind]).writerows([("path", "caption"), *rows])
+    source = read_images(path)
+    written = [tuple(text for text in [caption.removeprefix("\ufeff").strip()] if text) for caption in captions]
+    assert [pair.captions for pair in source] == written and not source.skipped
+
+
+def test_a_tsv_of_signs_keeps_them(folder_of_pairs: Path):
+    rows = ['00.png\t"start of a quote', "01.png\tan inch", '02.png\tend of it"', "03.png\ta\ttab"]
+    (folder_of_pairs / "list.tsv").write_text("\n".join(["path\tcaption", *rows]))
+    captions, skipped = told(folder_of_pairs / "list.tsv")
+    assert captions == [('"start of a quote',), ("an inch",), ('end of it"',)]
+    assert skipped == {"row of another number of cells than the header": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_says_the_encoding(folder_of_pairs: Path, encoding: str):
+    (folder_of_pairs / "list.csv").write_text("path,caption\n00.png,ein Käse\n", encoding=encoding)
+    assert told(folder_of_pairs / "list.csv") == ([("ein Käse",)], {})
+    for text in folder_of_pairs.glob("*.txt"):
+        text.write_text("ein Käse", encoding=encoding)
+    assert set(read_pairs(folder_of_pairs).captions()) == {"ein Käse"} and not read_pairs(folder_of_pairs).skipped
+
+
+def test_columns_that_come_later_in_a_jsonl(folder_of_pairs: Path):
+    records = [{"path": "00.png"}, {"path": "01.png", "caption": "a dog"}, {"name": "x"}]
+    (folder_of_pairs / "list.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert told(folder_of_pairs / "list.jsonl") == (
+        [("a dog",)],
+        {"no caption": 1, "line without a picture's path": 1},
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_labels_are_no_captions(folder_of_pairs: Path, kind: str):
+    path, names = folder_of_pairs / f"list.{kind}", ["dog", "cat", "", "dog"]
+    for labels in (names, ["3", "0", "", "3"]):
+        if kind == "parquet":
+            columns = {"filename": [f"{i:02d}.png" for i in range(4)], "label": labels}
+            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        elif kind == "jsonl":
+            path.write_text(
+                "".join(json.dumps({"filename": f"{i:02d}.png", "label": one}) + "\n" for i, one in enumerate(labels))
+            )
+        else:
+            sign = {"csv": ",", "tsv": "\t"}[kind]
+            path.write_text(
+                "\n".join([f"filename{sign}label", *(f"{i:02d}.png{sign}{one}" for i, one in enumerate(labels))])
+            )
+        source = read_images(path)
+        assert not any(pair.captions for pair in source)
+        assert source.classes == (("cat", "dog") if labels is names else ())
+        assert [pair.label for pair in source] == ([1, 0, None, 1] if labels is names else [3, 0, None, 3])
+    with pytest.raises(DataError, match=r"caption column"):
+        read_pairs(path)
+
+
+def test_a_list_that_is_no_file(folder_of_pairs: Path):
+    os.mkfifo(folder_of_pairs / "list.csv")
+    with pytest.raises(DataError, match=r"must be a file\. Got a pipe"):
+        read_pairs(folder_of_pairs / "list.csv")

@@ -4,7 +4,7 @@ import pytest
 
 from limner.data.pairs import Pair, Source, listed
 from limner.data.sources import read as module
-from limner.data.sources.read import LAYOUTS, Layout, held_back_pairs, read_images, read_pairs, training_pairs
+from limner.data.sources.read import LAYOUTS, Layout, read_images, read_pairs, split_pairs
 from limner.errors import DataError
 
 
@@ -76,14 +76,13 @@ def test_each_path_fits_the_layout_that_it_is(folder_of_pairs: Path, tmp_path: P
 
 def test_a_run_trains_on_what_is_not_kept_back(folder_of_pairs: Path):
     data = str(folder_of_pairs)
-    trained, kept_back = training_pairs(data, (), holdout=0.2), held_back_pairs(data, (), holdout=0.2)
-    assert kept_back is not None
+    trained, kept_back = split_pairs(data, (), holdout=0.2)
     assert sorted([pair.key for pair in trained] + [pair.key for pair in kept_back]) == [
         f"{number:02d}.png" for number in range(40)
     ]
-    assert training_pairs(data, (), holdout=0.0).fingerprint == read_pairs(data).fingerprint
-    assert held_back_pairs(data, (), holdout=0.0) is None
-    mixed = training_pairs(f"{data}::{data}", (1.0, 2.0), holdout=0.2)
+    everything, nothing = split_pairs(data, (), holdout=0.0)
+    assert everything.fingerprint == read_pairs(data).fingerprint and len(nothing) == 0
+    mixed, _ = split_pairs(f"{data}::{data}", (1.0, 2.0), holdout=0.2)
     assert [share for _, share in mixed.shares] == [1.0, 2.0] and 40 < len(mixed) < 80
 
 
