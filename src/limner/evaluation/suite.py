@@ -73,7 +73,7 @@ def _evaluate_for(run: RunDirectory, model: CLIP, task: str | Path | None, *, ke
     """The evaluation of a run's model on `task`, None: the run's own; of one that it was trained on, with a word."""
     source = own_task(run) if task is None else read_images(task)
     kept_back = task is None and run.read_config().test is None
-    trained_on = run.config.is_file() and not kept_back and was_trained_on(run, source)
+    trained_on = run.is_finished and not kept_back and was_trained_on(run, source)
     if trained_on:
         say(f"{run.path} was trained on pairs of {source.path}: the numbers say what it remembers, not what it can do.")
     return replace(evaluate_task(model, source, keep=keep), kept_back=kept_back, trained_on=trained_on)

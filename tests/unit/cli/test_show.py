@@ -1,10 +1,15 @@
+import io
+import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from limner.cli.show import from_flags, print_json, print_table, print_values, require_top, summary
+from limner.cli.show import from_flags, print_json, print_table, print_values, require_top, summary, visible
 from limner.config import OptimConfig
 from limner.errors import ConfigError
 
@@ -120,3 +125,52 @@ def test_values_for_people(capsys: pytest.CaptureFixture[str]):
     for shown in ("share 0.1235", "bytes 98,765", "spread least 1, mean 2.5", "captions one\ntwo", "zero 0"):
         assert shown in text
     assert "label" not in text and "held" not in text and "skipped" not in text
+
+
+# --- other people's names --------------------------------------------------------------------------------------------
+
+NAMES = ["photo[copy].png", "and [/or]", ":smile: face", "x" * 200, "café\udcff.png", "a\x1b[31m\nb"]
+
+
+def test_names_are_printed_as_they_are_one_line_a_row(capsys: pytest.CaptureFixture[str]):
+    print_table(("picture", "of"), [(name, "1") for name in NAMES[:4]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["picture", *NAMES[:4]]
+    assert lines[4].endswith("x  1") and len(lines) == 5
+
+
+def test_what_steers_a_terminal_is_an_escape():
+    assert [visible(name) for name in NAMES[4:]] == ["café\\udcff.png", "a\\x1b[31m\\nb"]
+    assert visible("日本 · ☕") == "日本 · ☕"
+
+
+def test_markup_in_a_name_is_no_markup_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    print_table(("picture [b]",), [(name,) for name in NAMES[:3]])
+    assert all(name in terminal.getvalue() for name in ("picture [b]", *NAMES[:3]))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_locale_without_the_signs_gets_escapes(encoding: str):
+    code = "from limner.cli.show import print_table, print_json; import limner.cli.command as c\n"
+    code += "name = 'caf\\u00e9 \\u2615'\n"
+    code += "c.dispatch = lambda args: (print_table(('n',), [(name,)]), print_json([name]))\nc.main([])"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    table, _, values = done.stdout.decode(encoding).partition("[")
+    assert json.loads(f"[{values}") == ["café ☕"] and "caf" in table
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code = "import limner.cli.command as c; c.dispatch = lambda args: print('x\\n' * 10**6); c.main([])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141

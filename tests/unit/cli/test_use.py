@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from limner.cli.command import main
-from limner.cli.use import names_in
+from limner.cli.use import names_in, names_of
+from limner.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,15 @@ def test_an_option_given_twice_is_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exited:
         main(["eval", "run", "--data", "a", "--data", "b"])
     assert exited.value.code == 2 and "--data must be given once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_names_has_one_a_line(tmp_path: Path, encoding: str):
+    (tmp_path / "names.txt").write_text("Washington, D.C.\r\n\n  Käse \n", encoding=encoding)
+    assert names_of(tmp_path / "names.txt") == ["Washington, D.C.", "Käse"]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "names.txt").write_bytes(b"\xff\x00\x80")
+    with pytest.raises(ConfigError, match="must hold names as UTF-8 text"):
+        names_of(tmp_path / "names.txt")

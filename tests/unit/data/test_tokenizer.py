@@ -212,7 +212,11 @@ def test_files_that_are_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path, monke
 # --- copies, and what is passed --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=str)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))],
+    ids=["copy", "deepcopy", "pickle"],
+)
 def test_a_copy_is_the_tokenizer(copied: Callable[[Tokenizer], Tokenizer], tokenizer: Tokenizer):
     original = Tokenizer(tokenizer.vocab, tokenizer.merges, context_length=9)
     texts = [f"a {EOS} cat {SOS}", "a " * 20, "☕"]

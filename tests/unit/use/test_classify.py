@@ -55,3 +55,12 @@ def test_a_pipe_is_not_waited_for(model: CLIP, tmp_path: Path):
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(DataError, match="a folder, a pipe or a device"):
         ZeroShotClassifier(model, ["dog", "table"]).predict(tmp_path / "x.png")
+
+
+def test_a_name_given_twice_counts_once(model: CLIP, folder_of_pairs: Path, capsys: pytest.CaptureFixture[str]):
+    first, second = (classify_images(model, folder_of_pairs / "00.png", names, ["{}"])[0] for names in NAMED)
+    assert first == second and sum(first.names.values()) == pytest.approx(1)
+    assert "Named more than once, and counted once: Dog." in capsys.readouterr().err
+
+
+NAMED = (["dog", "table"], ["dog", "Dog", "table"])
