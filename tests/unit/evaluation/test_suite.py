@@ -1,3 +1,4 @@
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -150,13 +151,18 @@ def test_a_model_that_tells_nothing_apart_has_the_recall_of_chance(model: CLIP, 
     assert recalls(model, [EAST] * 8, list(range(8)), captions) == ((1 / 8, 8), (1 / 8, 8))
 
 
+@functools.cache
+def paper_vocabulary() -> CLIP:
+    return create("RN-nano")
+
+
 @given(copies=st.lists(st.integers(0, 3), min_size=2, max_size=9), seed=st.integers(0, 99))
 def test_recall_knows_no_copies(copies: list[int], seed: int):
     """An image several times, each time with other captions, or once with all of them: the same rows."""
     generator = torch.Generator().manual_seed(seed)
     looks = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=1)
     saying = {f"words {n}": torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0) for n in range(9)}
-    model = create("RN-nano")
+    model = paper_vocabulary()
     model.encode_text = lambda texts: torch.stack([saying[text] for text in texts])  # pyright: ignore
     one_by_one = [(f"words {place}",) for place in range(len(copies))]
     together = {one: tuple(f"words {p}" for p, other in enumerate(copies) if other == one) for one in copies}
