@@ -153,10 +153,11 @@ def names_in(labels: Sequence[str]) -> list[str]:
 
 def names_of(file: Path) -> list[str]:
     """The names in a file, one a line, UTF-8 or with another mark of its encoding; empty lines are none."""
+    from limner.data.pairs import encoding_of
+
     content = file.read_bytes()
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        lines = content.decode(encoding).splitlines()
+        lines = content.decode(encoding_of(content)).removeprefix("\ufeff").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"The file {file}", must="hold names as UTF-8 text", got=error, then="Save it as UTF-8."

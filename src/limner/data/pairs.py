@@ -37,6 +37,13 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Encodings that a text may name by its first bytes, longer marks first."""
+
+
+def encoding_of(front: bytes) -> str:
+    """The encoding of a text that begins with these bytes: what its mark says, UTF-8 without one."""
+    return next((name for mark, name in MARKS.items() if front.startswith(mark)), "utf-8")
+
+
 LISTED = 1024
 """The number of pairs in a part of a list or folder."""
 
@@ -369,7 +376,7 @@ def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
         if not isinstance(caption, bytes):
             noted["caption that is no text"] += 1
             caption = b""
-        encoding = next((name for mark, name in MARKS.items() if caption.startswith(mark)), "utf-8")
+        encoding = encoding_of(caption)
         text = caption.decode(encoding, errors="replace")
         if "\ufffd" in text and (encoding != "utf-8" or text.encode() != caption):
             noted["caption that is not UTF-8 (a sign stands for each bad byte)"] += 1

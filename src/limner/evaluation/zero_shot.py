@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Pair
-from limner.data.tokenizer import clean
+from limner.data.tokenizer import clean, texts_of
 from limner.embed import embed_texts, measuring, require_finite
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row, best_first, ranks_of_right, share_row
@@ -36,8 +36,8 @@ class ZeroShotClassifier:
     def __init__(self, model: CLIP, class_names: Any, templates: Any = DEFAULT_TEMPLATES) -> None:
         self.model = model
         self.class_names, self.templates = (
-            texts_in("The class names", class_names),
-            texts_in("The templates", templates),
+            list(texts_of(class_names, "The class names")),
+            list(texts_of(templates, "The templates")),
         )
         require_names(self.class_names, self.templates)
         self.weights = classifier_weights(model, self.class_names, self.templates).to(model.logit_scale.device)
@@ -87,17 +87,6 @@ def classifier_weights(
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
     features = embed_texts(model, prompts)
     return F.normalize(features.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
-
-
-def texts_in(what: str, values: Any) -> list[str]:
-    """The texts among `values`, one alone or several. Raises `ConfigError` for something that is no text."""
-    texts = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else [values]
-    wrong = next(((i, text) for i, text in enumerate(texts) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ConfigError(
-            what, must="be texts", got=f"{wrong[1]!r} at place {wrong[0]}", then='Name them: ["cat", "dog"].'
-        )
-    return [str(text) for text in texts]
 
 
 def require_names(class_names: Sequence[str], templates: Sequence[str]) -> None:

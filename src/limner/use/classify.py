@@ -77,14 +77,13 @@ def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: int = 5
 
 def each_once(labels: Sequence[str]) -> list[str]:
     """`labels` without those that are the same to the text encoder as an earlier one, which are said."""
-    names: dict[str, str] = {}
+    names, again = dict[str, str](), list[str]()
     for label in labels:
+        if clean(label) in names:
+            again.append(label)
         names.setdefault(clean(label), label)
-    if len(names) < len(labels):
-        again = [label for label in labels if label not in names.values()] or [
-            label for label in names.values() if list(labels).count(label) > 1
-        ]
-        say(f"Named more than once, and counted once: {', '.join(dict.fromkeys(again))}.")
+    if again:
+        say(f"Named more than once, and counted once: {', '.join(again)}.")
     return list(names.values())
 
 

@@ -98,9 +98,9 @@ def test_predictions_are_probabilities_in_order(model: CLIP, picture: Callable[.
     [
         ([], ["{}"], "not be empty"),
         (["cat", " "], ["{}"], "an empty one at place 1"),
-        ([0, 1], ["{}"], "be texts. Got 0 at place 0"),
-        (["cat", None], ["{}"], "be texts. Got None at place 1"),
-        (None, ["{}"], "be texts. Got None"),
+        ([0, 1], ["{}"], "The class names, at place 0, must be text"),
+        (["cat", None], ["{}"], "The class names, at place 1, must be text"),
+        (None, ["{}"], "Got None"),
         (["cat"], ["a picture"], "hold {} once"),
         (["cat"], [], "no template"),
     ],

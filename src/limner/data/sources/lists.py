@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from limner.data.pairs import MARKS, Pair, Source, cleaned, sifted
+from limner.data.pairs import Pair, Source, cleaned, encoding_of, sifted
 from limner.errors import DataError
 from limner.files import is_file_in, printable
 
@@ -23,7 +23,6 @@ CAPTION_COLUMNS = ("caption", "text", "sentence", "title", "description", "alt")
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "category", "target", "cls")
 NOT_THERE = "picture file missing, or outside of the list's folder"
 CELLS = "row of another number of cells than the header"
-MAX_CELL = 2**24
 
 
 class Row(NamedTuple):
@@ -59,9 +58,10 @@ def read_list(path: str | Path, *, needs_caption: bool) -> Source:
         raise DataError(
             f"The list {path}", must="be a file", got="a pipe or a device", then="Write it to a file first."
         )
-    csv.field_size_limit(MAX_CELL)
     try:
-        with path.open(encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
+        with path.open("rb") as opened:
+            encoding = encoding_of(opened.read(4)).replace("utf-8", "utf-8-sig")
+        with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
             rows = read(path, file, needs_caption, skipped, noted)
             return source_of(path, rows, path.parent, skipped, noted, needs_caption=needs_caption)
     except DataError:
@@ -74,13 +74,6 @@ def read_list(path: str | Path, *, needs_caption: bool) -> Source:
         raise DataError(
             f"The list {path}", must="be readable to its end", got=error, then="Correct that line."
         ) from error
-
-
-def encoding_of(path: Path) -> str:
-    """The encoding that a text file says it has, by the mark at its front; UTF-8 without one."""
-    with path.open("rb") as file:
-        front = file.read(4)
-    return next((name for mark, name in MARKS.items() if front.startswith(mark)), "utf-8-sig")
 
 
 def source_of(
