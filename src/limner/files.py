@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -55,10 +55,26 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def is_file_in(folder: Path, path: Path) -> bool:
-    """Whether `path`, links followed, is a file inside `folder`."""
+def places_of(folder: Path) -> tuple[Path, ...]:
+    """Where the links in `folder` may lead to: into itself, and into the cache of whatever fetched it.
+
+    A snapshot of the Hugging Face hub links into the blobs beside all snapshots, DVC and git-annex into a folder of the
+    repository around it.
+    """
+    here = folder.resolve()
+    around = (here, *here.parents)
+    caches = [
+        *(parent.parent / "blobs" for parent in around if parent.name == "snapshots"),
+        *(parent / cache for parent in around for cache in (".git/annex/objects", ".dvc/cache")),
+    ]
+    return (here, *(cache.resolve() for cache in caches if cache.is_dir()))
+
+
+def is_file_in(places: Sequence[Path], path: Path) -> bool:
+    """Whether `path`, links followed, is a file inside one of `places`, whose own links were followed before."""
     try:
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+        resolved = path.resolve()
+        return path.is_file() and any(resolved.is_relative_to(place) for place in places)
     except (OSError, ValueError, RuntimeError):  # too long a name, a NUL in it, links in a circle
         return False
 

@@ -28,6 +28,7 @@ from limner.config import ImageConfig
 from limner.data.decode import DAMAGED, NO_IMAGE, TOO_LONG, TOO_MANY_PIXELS
 from limner.data.loader import Loader
 from limner.data.pairs import EMPTY, TOO_LARGE
+from limner.data.sources.folders import LINKED
 from limner.data.sources.read import read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
@@ -613,7 +614,7 @@ def pictures_that_are_fifos_and_links(folder: Path, big: bool) -> Expected:
     (folder / "3.txt").unlink()
     os.mkfifo(folder / "3.txt")
     skipped = {"broken link, or one that leads out of the folder": 3, "no caption": 1}
-    return Expected(pairs=GOOD - 1, skipped=skipped, noted={"link to a folder": 1})
+    return Expected(pairs=GOOD - 1, skipped=skipped, noted={LINKED: 1, "caption file that cannot be read": 1})
 
 
 @case

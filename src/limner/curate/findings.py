@@ -20,7 +20,8 @@ ADVICE = {
     "no picture": "Put KEY.jpg, .png, .webp, ... beside KEY.txt.",
     EMPTY: "Fetch these files again.",
     TOO_LARGE: "Save them smaller.",
-    "broken link": "Copy the files into the folder; links that leave it are not followed.",
+    "broken link": "Put the files themselves there (cp -L). Of links out of the folder, those to folders are "
+    "followed, and those into the cache of the Hugging Face hub, of DVC or of git-annex around it.",
     "picture file missing": "Correct the paths; they are read from the list's own folder.",
     "picture file beside shards": "Move them elsewhere: beside shards, single pictures are not read.",
     "shard that is no tar file": "Fetch or write these shards again.",

@@ -23,6 +23,7 @@ from limner.data.decode import decode, opened
 from limner.data.order import permuted
 from limner.data.pairs import Pair, Part, Prefixed, Source
 from limner.data.reading import Unread, hash_of, read_each
+from limner.data.tokenizer import clean
 from limner.progress import track
 from limner.seeds import seed_for
 
@@ -46,7 +47,7 @@ class Texts:
     firsts: np.ndarray
     """The number of captions before each pair's, and of all: int64[pairs + 1]."""
     hashes: np.ndarray
-    """64-bit hashes: int64[captions]."""
+    """64-bit hashes of what a text encoder sees of them, without capitals and blanks: int64[captions]."""
     words: np.ndarray
     characters: np.ndarray
     """Lengths: int32[captions]."""
@@ -64,8 +65,8 @@ class Texts:
 
 
 def different(pair: Pair) -> list[str]:
-    """A pair's captions, each once."""
-    return list(dict.fromkeys(pair.captions))
+    """A pair's captions, each once: in its first form, where a text encoder sees no difference."""
+    return list({clean(caption): caption for caption in reversed(pair.captions)}.values())[::-1]
 
 
 def read_texts(source: Source, indices: np.ndarray) -> Texts:
@@ -81,7 +82,7 @@ def read_texts(source: Source, indices: np.ndarray) -> Texts:
         keys.append(hash_of(own_key(part, pair.key, in_mixture=bool(source.shares)).encode()))
         counts.append(len(captions))
         for caption in captions:
-            hashes.append(hash_of(caption.encode()))
+            hashes.append(hash_of(clean(caption).encode()))
             words.append(len(caption.split()))
             characters.append(len(caption))
         if len(replaced) < EXAMPLES and any("\ufffd" in caption for caption in captions):

@@ -22,6 +22,7 @@ from limner.curate.findings import Finding, Findings
 from limner.curate.signals import look_of
 from limner.data import reading
 from limner.data.pairs import Pair
+from limner.data.sources.folders import LEADS_OUT
 from limner.errors import ConfigError, DataError
 from limner.files import sha256_of
 
@@ -85,7 +86,7 @@ def test_links_out_of_the_folder_and_empty_files(folder_of_pairs: Path):
     (folder_of_pairs / "link.png").symlink_to("/etc/hosts")
     (folder_of_pairs / "05.png").write_bytes(b"")
     found = of(check(str(folder_of_pairs), batch_size=32)[0])
-    assert found["left out: broken link, or one that leads out of the folder"].count == 1
+    assert found[f"left out: {LEADS_OUT}"].count == 1
     assert found["left out: empty picture file"].advice == "Fetch these files again."
 
 
@@ -191,6 +192,13 @@ def test_a_pictures_own_caption_twice_is_no_copy(folder_of_pairs: Path):
     (folder_of_pairs / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found, _ = check(str(folder_of_pairs / "list.jsonl"), batch_size=32)
     assert found.captions == 40 and found.frequent == ()
+
+
+def test_captions_that_differ_in_capitals_and_blanks_are_the_same(folder_of_pairs: Path):
+    for number, caption in enumerate(["A dog", "a  dog", "a DOG &amp; cat", "a dog & cat"]):
+        (folder_of_pairs / f"{number:02d}.txt").write_text(caption)
+    found, _ = check(str(folder_of_pairs), batch_size=32)
+    assert [(group.count, group.caption) for group in found.frequent] == [(2, "A dog"), (2, "a DOG &amp; cat")]
 
 
 def test_captions_that_are_not_utf_8(folder_of_pairs: Path):

@@ -511,3 +511,12 @@ def test_memory_addresses(shards: Path, picture: Callable[..., bytes]):
     source = read_pairs("memory://set")
     assert len(source) == 5 and source[2].read() == picture(seed=2)
     assert source.parts[0].digest() == sha256_of(shards / "00000.tar")
+
+
+def test_lines_are_captions_where_dataset_type_elsewhere_says_retrieval(tmp_path: Path, picture: Callable[..., bytes]):
+    content = tar(tmp_path / "0.tar", {"a.png": picture(), "a.txt": b"a dog\na hound\n"}).read_bytes()
+    put("memory://flickr/test/0.tar", content)
+    put("memory://flickr/dataset_type.txt", b"retrieval\n")
+    put("memory://plain/test/0.tar", content)
+    assert read_pairs("memory://flickr/test")[0].captions == ("a dog", "a hound")
+    assert read_pairs("memory://plain/test")[0].captions == ("a dog\na hound",)

@@ -1,25 +1,29 @@
 """A folder of pictures with captions in .txt files beside them.
 
-What the walk passes by is counted: hidden files and folders, links to folders (which are not followed: one may lead
-anywhere, or in a circle), folders that may not be read, files that are neither picture nor caption.
+What the walk passes by is counted: hidden files and folders, folders that may not be read, files that are neither
+picture nor caption. Links to folders are followed, wherever they lead, after all that is really there was read, each
+folder once; links to the folders around the one that is read are not. Links to files are followed inside the folder,
+and into the cache of whatever fetched it (`files.places_of`).
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, lines_are_captions, parted, sifted
 from limner.data.sources.index import FOLDER, MAX_TEXT_BYTES
-from limner.files import is_file_in, printable
+from limner.files import is_file_in, places_of, printable
 
 HIDDEN, LINKED, CLOSED, OTHER, ALONE = (
     "hidden file or folder (passed by)",
-    "link to a folder (not followed: copy it, or name the folder as a source of its own)",
+    "link to a folder that is read already, or is around this one (not followed)",
     "folder that may not be read (its pictures are not counted)",
     "file that is neither picture nor caption (passed by)",
     "caption file without a picture",
 )
+LEADS_OUT = "broken link, or one that leads out of the folder"
+UNREACHED = "picture in a folder that may not be entered"
 HEIC = "HEIC picture (not read: save it as JPEG)"
 UNREAD_TEXT = "caption file that cannot be read"
 ABOUT = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "README.txt", "LICENSE.txt")
@@ -42,48 +46,82 @@ def read_folder(path: str, *, needs_caption: bool) -> Source:
 
 def _pairs(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
     in_lines = lines_are_captions(folder)
-    for path in _images(folder, skipped, noted):
-        if not is_file_in(folder, path):
-            skipped["broken link, or one that leads out of the folder"] += 1
+    for image, places in _images(folder, skipped, noted):
+        if not _is_there(image, places):
+            skipped[LEADS_OUT if os.path.lexists(image) else UNREACHED] += 1
             continue
-        texts = (path.with_suffix(suffix) for suffix in (".txt", ".TXT"))
-        text = next((text for text in texts if is_file_in(folder, text)), None)
-        captions = cleaned([_read_text(text, noted)], noted) if text else []
-        captions = parted([caption for caption in captions if caption], noted, in_lines=in_lines)
+        texts = (image.with_suffix(suffix) for suffix in (".txt", ".TXT"))
+        text = next((text for text in texts if os.path.lexists(text)), None)
+        content = _read_text(text, noted) if text is not None and _is_there(text, places) else b""
+        noted[UNREAD_TEXT] += text is not None and not _is_there(text, places)
+        captions = [caption for caption in cleaned([content], noted) if caption]
         yield Pair(
-            key=printable(path.relative_to(folder).as_posix()),
-            path=path,
+            key=printable(image.relative_to(folder).as_posix()),
+            path=image,
             offset=0,
-            size=path.stat().st_size,
-            captions=tuple(captions),
+            size=image.stat().st_size,
+            captions=tuple(parted(captions, noted, in_lines=in_lines)),
         )
 
 
-def _images(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Path]:
-    """The pictures in a folder and in those inside, sorted by the parts of their paths."""
+def _is_there(path: Path, places: Sequence[Path]) -> bool:
+    """Whether a file that the walk came to is one: itself, or, if it is a link, in one of the `places`."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        return is_file_in(places, path) if path.is_symlink() else path.is_file()
+    except OSError:  # a folder that may be listed, but not entered
+        return False
+
+
+def _images(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[tuple[Path, Sequence[Path]]]:
+    """The pictures below a folder, and where links among them may lead to: first those that are really there, sorted
+    by the parts of their paths, then those behind links to folders, link by link."""
+    entered = {_identity(around) for around in folder.resolve().parents}
+    folders, places = deque([folder]), list[Path]()
+    while folders:
+        root = folders.popleft()
+        places += places_of(root)
+        waiting = _entries(root, entered, noted)
+        while waiting:
+            entry = waiting.pop()
+            ending = Path(entry.name).suffix.lower()
+            if _is_folder(entry):
+                if entry.is_symlink():
+                    folders.append(Path(entry.path))
+                else:
+                    waiting += _entries(Path(entry.path), entered, noted)
+            elif ending in IMAGE_ENDINGS:
+                yield Path(entry.path), places
+            elif ending in (".heic", ".heif"):
+                skipped[HEIC] += 1
+            elif ending != ".txt":
+                noted[OTHER] += 1
+
+
+def _entries(folder: Path, entered: set[tuple[int, int]], noted: Counter[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, the last name first; nothing if it was `entered` before. Hidden files and folders, and
+    caption files without a picture, are counted."""
+    try:
+        if _identity(folder) in entered:
+            noted[LINKED] += 1
+            return []
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+        entered.add(_identity(folder))
     except OSError:
         noted[CLOSED] += 1
-        return
-    stems = {Path(entry.name).stem for entry in entries if Path(entry.name).suffix.lower() in IMAGE_ENDINGS}
-    for entry in entries:
-        name, ending = entry.name, Path(entry.name).suffix.lower()
-        if name.startswith("."):
-            noted[HIDDEN] += name not in (FOLDER, ".limn")
-        elif _is_folder(entry):
-            if entry.is_symlink():
-                noted[LINKED] += 1
-            else:
-                yield from _images(folder / name, skipped, noted)
-        elif ending in IMAGE_ENDINGS:
-            yield folder / name
-        elif ending in (".heic", ".heif"):
-            skipped[HEIC] += 1
-        elif ending == ".txt":
-            noted[ALONE] += Path(name).stem not in stems and name not in ABOUT
-        else:
-            noted[OTHER] += 1
+        return []
+    noted[HIDDEN] += sum(entry.name.startswith(".") and entry.name not in (FOLDER, ".limn") for entry in found)
+    found = [entry for entry in found if not entry.name.startswith(".")]
+    names = [Path(entry.name) for entry in found]
+    stems = {name.stem for name in names if name.suffix.lower() in IMAGE_ENDINGS}
+    texts = (name for name in names if name.suffix.lower() == ".txt" and name.name not in ABOUT)
+    noted[ALONE] += sum(name.stem not in stems for name in texts)
+    return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What a folder is known by, whatever its name: device and inode."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -268,7 +268,7 @@ def _files(path: Path | str) -> list[Path]:
     files = [index_file(path), index_file(path, ".limn")] if isinstance(path, Path) else []
     with suppress(StorageError):  # no cache folder
         files.append(_elsewhere(path))
-    return [file for file in files if is_file_in(file.parents[1], file)]
+    return [file for file in files if is_file_in([file.parents[1].resolve()], file)]
 
 
 def _known(path: Path | str) -> Iterator[tuple[dict[str, Any], Callable[[], Index | None]]]:

@@ -7,21 +7,23 @@ quote may be a mark (as pandas and Python's csv write it) or just a sign (as in 
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from limner.data.pairs import Pair, Source, cleaned, encoding_of, sifted
+from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, encoding_of, sifted
 from limner.errors import DataError
-from limner.files import is_file_in, printable
+from limner.files import is_file_in, places_of, printable
 
 LISTS = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "img", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "sentence", "title", "description", "alt")
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "category", "target", "cls")
 NOT_THERE = "picture file missing, or outside of the list's folder"
+UNLISTED = "picture that the metadata list does not name"
 CELLS = "row of another number of cells than the header"
 
 
@@ -49,8 +51,11 @@ def is_list(path: str) -> bool:
     return here.suffix.lower() in LISTS and here.exists() and not here.is_dir()
 
 
-def read_list(path: str | Path, *, needs_caption: bool) -> Source:
-    """The pairs that a list names. Raises `DataError` for a list that cannot be read to its end."""
+def read_list(path: str | Path, *, needs_caption: bool, around: Path | None = None) -> Source:
+    """The pairs that a list names; of a folder `around` it the images that it does not name are counted.
+
+    Raises `DataError` for a list that cannot be read to its end.
+    """
     path = Path(path)
     skipped, noted = Counter[str](), Counter[str]()
     read = _jsonl_rows if path.suffix.lower() == ".jsonl" else _tsv_rows if path.suffix.lower() == ".tsv" else _csv_rows
@@ -63,7 +68,7 @@ def read_list(path: str | Path, *, needs_caption: bool) -> Source:
             encoding = encoding_of(opened.read(4)).replace("utf-8", "utf-8-sig")
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
             rows = read(path, file, needs_caption, skipped, noted)
-            return source_of(path, rows, path.parent, skipped, noted, needs_caption=needs_caption)
+            return source_of(path, rows, path.parent, skipped, noted, needs_caption=needs_caption, around=around)
     except DataError:
         raise
     except OSError as error:
@@ -77,31 +82,42 @@ def read_list(path: str | Path, *, needs_caption: bool) -> Source:
 
 
 def source_of(
-    path: Path, rows: Iterable[Row], folder: Path, skipped: Counter[str], noted: Counter[str], *, needs_caption: bool
+    path: Path,
+    rows: Iterable[Row],
+    folder: Path,
+    skipped: Counter[str],
+    noted: Counter[str],
+    *,
+    needs_caption: bool,
+    around: Path | None = None,
 ) -> Source:
     """The pictures in `folder` that rows name, each once with all of its captions, and the class of each.
 
+    Of a folder `around` it, if one is given, the images that no row names are counted.
     Labels that are all whole numbers are lines of classnames.txt; others are the classes' names, sorted.
     """
-    folder = folder.resolve()
+    places = places_of(folder)
+    folder = places[0]
     captions_of: dict[Path, list[str]] = {}
     labels: dict[Path, str] = {}
     for row in rows:
         image = folder / row.image
-        if not is_file_in(folder, image):
+        if not is_file_in(places, image):
             skipped[NOT_THERE] += 1
             continue
-        image = image.resolve()
+        image = _known_as(image, folder)
         captions_of.setdefault(image, []).extend(text for text in cleaned(row.captions, noted) if text)
         label = "" if row.label is None else str(row.label).strip()
         if label and labels.setdefault(image, label) != label:
             noted["picture with several labels (the first is used)"] += 1
     are_numbers = all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels.values())
-    classes = () if are_numbers else tuple(sorted(set(labels.values())))
-    numbers = {label: int(label) if are_numbers else classes.index(label) for label in set(labels.values())}
+    names = sorted(set(labels.values()))
+    numbers = {name: int(name) if are_numbers else place for place, name in enumerate(names)}
+    if around is not None:
+        skipped[UNLISTED] += sum(_known_as(image, folder) not in captions_of for image in _images_below(around))
     pairs = (
         Pair(
-            key=printable(image.relative_to(folder).as_posix()),
+            key=printable(os.path.relpath(image, folder)),
             path=image,
             offset=0,
             size=image.stat().st_size,
@@ -110,7 +126,21 @@ def source_of(
         )
         for image, captions in captions_of.items()
     )
-    return replace(sifted(path, pairs, skipped, noted, needs_caption=needs_caption), classes=classes)
+    source = sifted(path, pairs, skipped, noted, needs_caption=needs_caption)
+    return source if are_numbers else replace(source, classes=tuple(names))
+
+
+def _known_as(image: Path, folder: Path) -> Path:
+    """Where an image really is in a folder; if a link leads out of it, into a cache, the link: names there say nothing."""
+    resolved = image.resolve()
+    return resolved if resolved.is_relative_to(folder) else image
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """The images in a folder and in those inside it."""
+    for place, folders, files in os.walk(folder.resolve()):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if Path(name).suffix.lower() in IMAGE_ENDINGS)
 
 
 def columns_of(path: Path, columns: Sequence[str], *, needs_caption: bool) -> Columns:
@@ -169,7 +199,7 @@ def _csv_rows(
     file.seek(0)
 
     def fit(sign: str) -> int:
-        return _fits(next(csv.reader([head], delimiter=sign, skipinitialspace=True), []), path.parent.resolve())
+        return _fits(next(csv.reader([head], delimiter=sign, skipinitialspace=True), []), path.parent)
 
     delimiter = max(",;\t|", key=fit)
     rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -238,9 +268,10 @@ def _rows(
     path: Path, rows: Iterator[list[str]], needs_caption: bool, skipped: Counter[str], noted: Counter[str]
 ) -> Iterator[Row]:
     """Rows of cells as rows of a list: the first one is the header, unless it names a picture that is there."""
-    first, folder = next(rows, []), path.parent.resolve()
+    first, folder = next(rows, []), path.parent
     if _fits(first, folder) == LIST_WITHOUT_HEADER:
-        image, caption, label = (0, 1, None) if is_file_in(folder, folder / first[0].strip()) else (1, 0, None)
+        image, label = 0 if is_file_in(places_of(folder), folder / first[0].strip()) else 1, None
+        caption = 1 - image
         yield Row(first[image].strip(), [first[caption]], None)
     else:
         columns = columns_of(path, first, needs_caption=needs_caption)
@@ -265,7 +296,7 @@ def _fits(cells: list[str], folder: Path) -> int:
     columns = _columns(cells)
     if columns.image is not None and (columns.caption is not None or columns.label is not None):
         return LIST_WITH_HEADER
-    if len(cells) == 2 and any(cell.strip() and is_file_in(folder, folder / cell.strip()) for cell in cells):
+    if len(cells) == 2 and any(cell.strip() and is_file_in(places_of(folder), folder / cell.strip()) for cell in cells):
         return LIST_WITHOUT_HEADER
     return len(cells)
 

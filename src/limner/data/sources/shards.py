@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -31,7 +32,7 @@ from limner.data.pairs import (
     parted,
     unusable,
 )
-from limner.data.remote import is_address, listing, name_of
+from limner.data.remote import content_of, is_address, listing, name_of
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
     NUMBERS,
@@ -46,6 +47,8 @@ from limner.data.sources.index import (
 from limner.data.sources.tar import CutShort, Member, members
 from limner.errors import DataError
 from limner.files import sha256_of
+
+SEVERAL_IMAGES = "picture of the same key as another (one of each key is read)"
 
 
 def are_shards(path: str) -> bool:
@@ -104,7 +107,7 @@ def _read(path: Path | str, shards: Sequence[Path | str], *, needs_caption: bool
         )
     kind = Kind(build, _parts, fault="shard that is no tar file", own_name=lambda name: name.removesuffix(".tar"))
     source = read_indexed(path, shards, kind, needs_caption=needs_caption)
-    if all(isinstance(shard, Path) and lines_are_captions(shard.parent) for shard in shards):
+    if all(_in_lines(shard) for shard in shards):
         return replace(source, noted=source.noted - Counter({SEVERAL_LINES: source.noted[SEVERAL_LINES]}))
     return source
 
@@ -134,11 +137,13 @@ def build(path: Path) -> Index:
             noted[f"shard cut short ({name_of(path)}: {error})"] += 1
         table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
         for key, parts in samples.items():
-            image = next((parts[extension] for extension in IMAGE_ENDINGS if extension in parts), None)
-            if image is None:
+            images = [parts[extension] for extension in IMAGE_ENDINGS if extension in parts]
+            if not images:
                 dotted = any(PurePosixPath(extension).suffix in IMAGE_ENDINGS for extension in parts)
                 skipped["no picture (dots in the name: the key ends at the first)" if dotted else "no picture"] += 1
                 continue
+            image = images[0]
+            skipped[SEVERAL_IMAGES] += len(images) - 1
             if reason := unusable(image.size):
                 skipped[reason] += 1
                 continue
@@ -256,5 +261,19 @@ class Shard:
 
 
 def _parts(path: Path | str, told: dict[str, Any], needs_caption: bool) -> list[Shard]:
-    in_lines = isinstance(path, Path) and lines_are_captions(path.parent)
-    return [Shard(path, told["sha256"], told["captioned" if needs_caption else "pictures"], needs_caption, in_lines)]
+    count = told["captioned" if needs_caption else "pictures"]
+    return [Shard(path, told["sha256"], count, needs_caption, _in_lines(path))]
+
+
+def _in_lines(path: Path | str) -> bool:
+    """Whether dataset_type.txt beside a shard, or in the folder around, says that lines are captions."""
+    if isinstance(path, Path):
+        return lines_are_captions(path.parent)
+    folder = path.rpartition("/")[0]
+    return _is_retrieval(folder) or _is_retrieval(folder.rpartition("/")[0])
+
+
+@lru_cache(maxsize=64)  # a look over the network, the same for all shards of a folder
+def _is_retrieval(folder: str) -> bool:
+    said = content_of(f"{folder}/dataset_type.txt", MAX_TEXT_BYTES) if "://" in folder else None
+    return (said or b"").strip().lower() == b"retrieval"

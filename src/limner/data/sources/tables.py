@@ -53,7 +53,7 @@ from limner.data.sources.index import (
 from limner.data.sources.kept import Kept
 from limner.data.sources.lists import CAPTION_COLUMNS, LABEL_COLUMNS, NOT_THERE, PATH_COLUMNS, Row, read_list, source_of
 from limner.errors import DataError
-from limner.files import is_file_in, sha256_of
+from limner.files import is_file_in, places_of, sha256_of
 
 IMAGE_COLUMNS = (*PATH_COLUMNS, "picture", "jpg", "jpeg", "png", "webp")
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "txt", "captions")
@@ -90,7 +90,7 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
     skipped, noted = Counter[str](), Counter[str]()
     metadata = _metadata(here) if here.is_dir() else None
     if metadata is not None and metadata.suffix != ".parquet":
-        return replace(read_list(metadata, needs_caption=needs_caption), path=here)
+        return replace(read_list(metadata, needs_caption=needs_caption, around=here), path=here)
     files = [metadata] if metadata is not None else _files(here)
     columns = _columns(schema := schema_of(files[0]))
     if columns is None or (needs_caption and columns.caption is None):
@@ -105,7 +105,8 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
         kind = Kind(build, _parts, fault="table that cannot be read", own_name=lambda name: Path(name).stem)
         return read_indexed(here, files, kind, needs_caption=needs_caption)
     rows = _rows_of_paths(files[0], columns, noted)
-    return source_of(here, rows, files[0].parent, skipped, noted, needs_caption=needs_caption)
+    around = here if metadata is not None else None
+    return source_of(here, rows, files[0].parent, skipped, noted, needs_caption=needs_caption, around=around)
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -297,6 +298,7 @@ def build(path: Path) -> Index:
 
 def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:
     """The picture's size, and its path if it lies beside the table, of each row; or why it cannot be used."""
+    places = places_of(folder)
     paths: list[bytes | None] = [None] * len(column)
     if is_struct(column.type) and column.type.get_field_index("path") >= 0:
         texts = texts_of(column.flatten()[column.type.get_field_index("path")])
@@ -308,7 +310,7 @@ def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:
         if size is None and beside:
             beside = beside.decode("utf-8", "replace").encode()
             file = folder / beside.decode()
-            if not is_file_in(folder, file):
+            if not is_file_in(places, file):
                 yield NOT_THERE
                 continue
             size = file.stat().st_size
@@ -328,7 +330,7 @@ class TablePair(Pair):
     def read(self) -> bytes:
         """The picture's encoded bytes."""
         if self.path != self.table:
-            if not is_file_in(self.table.parent, Path(self.path)):
+            if not is_file_in(places_of(self.table.parent), Path(self.path)):
                 raise FileNotFoundError(f"no file {self.path} in the table's folder")
             return super().read()
         try:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from helpers.tars import tar
 from limner.data.pairs import SEVERAL_LINES
 from limner.data.sources import folders
-from limner.data.sources.folders import ALONE, CLOSED, HEIC, HIDDEN, LINKED, OTHER, UNREAD_TEXT
+from limner.data.sources.folders import ALONE, CLOSED, HEIC, HIDDEN, LEADS_OUT, LINKED, OTHER, UNREAD_TEXT
 from limner.data.sources.read import read_images, read_pairs
 
 
@@ -39,7 +40,7 @@ def test_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path, picture
     outside.write_bytes(picture())
     (folder_of_pairs / "link.png").symlink_to(outside)
     source = read_images(folder_of_pairs)
-    assert len(source) == 40 and source.skipped == {"broken link, or one that leads out of the folder": 1}
+    assert len(source) == 40 and source.skipped == {LEADS_OUT: 1}
 
 
 def test_caption_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path):
@@ -49,6 +50,51 @@ def test_caption_links_out_of_the_folder_are_not_followed(folder_of_pairs: Path)
     (folder_of_pairs / "circle.png").symlink_to(folder_of_pairs / "circle.png")
     source = read_pairs(folder_of_pairs)
     assert len(source) == 39 and "secret" not in set(source.captions())
+
+
+def keys(path: Path) -> list[str]:
+    return [pair.key for pair in read_images(path)]
+
+
+def test_links_to_folders_are_followed_once_wherever_they_lead(tmp_path: Path, picture: Callable[..., bytes]):
+    data, outside = tmp_path / "data", tmp_path / "elsewhere" / "dogs"
+    for path in (data / "real" / "0.png", outside / "1.png", outside / "small" / "2.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture())
+    (outside / "2.png").symlink_to("1.png")
+    (outside / "circle").symlink_to(data)
+    for name, leads_to in {"alias": "real", "dogs": outside, "again": outside / "small", "more": data / "dogs"}.items():
+        (data / name).symlink_to(leads_to)
+    (data / "up").symlink_to(tmp_path)
+    source = read_images(data)
+    assert keys(data) == ["real/0.png", "again/2.png", "dogs/1.png", "dogs/2.png"]
+    assert source[1].path == data / "again" / "2.png" and not source.skipped
+    assert source.noted == {LINKED: 5}  # alias, more, up; in dogs circle and small
+
+
+@pytest.mark.parametrize(
+    ("data", "cache"),
+    [
+        ("models--a/snapshots/1f/train", "models--a/blobs"),
+        ("repository/photos", "repository/.git/annex/objects/x/y"),
+        ("repository/photos", "repository/.dvc/cache/files/md5/ab"),
+    ],
+)
+def test_links_into_a_cache_around_the_folder_are_followed(
+    tmp_path: Path, picture: Callable[..., bytes], data: str, cache: str
+):
+    folder, kept = tmp_path / data, tmp_path / cache
+    folder.mkdir(parents=True)
+    kept.mkdir(parents=True)
+    for name, content in {"a.png": picture(1), "a.txt": b"a dog", "list.csv": b"path,caption\na.png,a cat\n"}.items():
+        blob = kept / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (folder / name).symlink_to(os.path.relpath(blob, folder))
+    source = read_pairs(folder)
+    assert [(pair.key, pair.captions) for pair in source] == [("a.png", ("a dog",))] and not source.skipped
+    assert source[0].read() == picture(1)
+    from_list = read_pairs(folder / "list.csv")
+    assert [(pair.key, pair.captions) for pair in from_list] == [("a.png", ("a cat",))]
 
 
 def test_what_the_walk_passes_by_is_counted(folder_of_pairs: Path, picture: Callable[..., bytes]):

@@ -7,6 +7,7 @@ import pytest
 
 from helpers.tars import tar
 from limner.data.sources.read import read_pairs
+from limner.data.sources.shards import SEVERAL_IMAGES
 from limner.errors import DataError
 
 
@@ -79,3 +80,9 @@ def test_folders_inside_a_shard_and_shards_that_count_anew(tmp_path: Path, pictu
         ("1/dogs/001", "a dog"),
     ]
     assert source.skipped == {"picture file beside shards": 1}
+
+
+def test_a_second_picture_of_the_same_key_is_counted(tmp_path: Path, picture: Callable[..., bytes]):
+    tar(tmp_path / "0.tar", {"a.png": picture(), "a.jpg": picture(seed=1), "a.webp": picture(), "a.txt": b"a dog"})
+    source = read_pairs(tmp_path)
+    assert len(source) == 1 and source[0].read() == picture(seed=1) and source.skipped == {SEVERAL_IMAGES: 2}

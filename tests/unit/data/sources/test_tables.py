@@ -11,6 +11,7 @@ from limner.data import pairs
 from limner.data.sources import arrow
 from limner.data.sources import tables as module
 from limner.data.sources.kept import Kept
+from limner.data.sources.lists import NOT_THERE, UNLISTED
 from limner.data.sources.read import read_images, read_pairs
 from limner.data.sources.tables import are_tables
 from limner.errors import DataError, MissingExtra
@@ -110,6 +111,23 @@ def test_an_imagefolder_with_metadata(tmp_path: Path, pictures: list[bytes], kin
     source = read_pairs(folder)
     assert [p.captions[0] for p in source] == ["picture 0", "picture 1", "picture 2"]
     assert source[2].key == "inner/2.png" and source[2].read() == pictures[2]
+
+
+def test_what_a_metadata_list_does_not_name_is_counted(tmp_path: Path, pictures: list[bytes]):
+    for number in range(4):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / f"{number}.png").write_bytes(pictures[0])
+    (tmp_path / "train" / "inner").mkdir()
+    (tmp_path / "train" / "inner" / "4.PNG").write_bytes(pictures[0])
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/0.png,a dog\ntrain/1.png,\ntrain/9.png,gone\n")
+    source = read_pairs(tmp_path)
+    assert len(source) == 1 and source.skipped == {UNLISTED: 3, NOT_THERE: 1, "no caption": 1}
+    pq.write_table(pa.table({"file_name": ["train/0.png", "train/2.png"], "text": ["a", "b"]}), tmp_path / "m.parquet")
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "m.parquet").rename(tmp_path / "metadata.parquet")
+    source = read_pairs(tmp_path)
+    assert len(source) == 2 and source.skipped == {UNLISTED: 3}
+    assert not read_pairs(tmp_path / "metadata.parquet").skipped  # a list that was named is taken at its word
 
 
 def test_other_files_named_metadata_do_not_make_a_table(folder_of_pairs: Path):
