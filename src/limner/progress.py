@@ -11,8 +11,15 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(text: str) -> None:
-    """One line for people."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for people, or a few."""
+    print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """`text` with what is no visible sign (ends of lines, signs that steer a terminal) as an escape: one line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 Advance = Callable[..., None]

@@ -50,16 +50,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except LimnerError as error:
-        print(f"limner: {error}", file=sys.stderr)
+        say(f"limner: {error}")
         sys.exit(error.exit_code)
     except BrokenPipeError:  # whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        print(f"limner: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        say(f"limner: {error.filename or 'a file'}: {error.strerror or error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        print("limner: interrupted", file=sys.stderr)
+        say("limner: interrupted")
         sys.exit(130)
     sys.exit(0)
 

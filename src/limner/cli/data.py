@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from limner.cli.show import print_json, print_table, print_values
-from limner.errors import TrainingError, require
+from limner.errors import StorageError, TrainingError, require
 from limner.progress import say
 
 
@@ -61,7 +61,6 @@ def data_check(
     from limner.report.html import percent
 
     findings, source = check(data, ranks=ranks, workers=workers, batch_size=batch_size, sample=sample)
-    page = write_sheet(out or default_file(data), findings, source)
     if json:
         print_json(asdict(findings))
     else:
@@ -72,14 +71,28 @@ def data_check(
                 for f in findings.findings
             ],
         )
-    say(f"Looked at {findings.checked:,} of {findings.pairs:,} pairs. Wrote {page}.")
+        say("The first pairs as they were read:")
+        print_table(
+            ("key", "class", "captions"),
+            [(first.key, first.label or "", " | ".join(first.captions)) for first in findings.first],
+        )
+    page = out or default_file(data)
+    try:
+        write_sheet(page, findings, source)
+        examples = f"Examples are in {page}."
+        say(f"Looked at {findings.checked:,} of {findings.pairs:,} pairs. Wrote {page}.")
+    except StorageError as error:
+        if out is not None:
+            raise
+        examples = "Give --out a file that can be written, for a page with examples."
+        say(f"Looked at {findings.checked:,} of {findings.pairs:,} pairs. There is no page: {error}")
     errors = sum(f.severity == "error" for f in findings.findings)
     if errors:
         raise TrainingError(
             f"The pairs of {data}",
             must="be fit for training",
             got=f"{errors} error{'s' if errors > 1 else ''}",
-            then=f"Examples are in {page}.",
+            then=examples,
         )
 
 

@@ -8,10 +8,11 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Annotated, Any, get_origin
 
 from limner.errors import require
+from limner.progress import visible
 
 
 def summary(verb: Callable[..., Any]) -> str:
@@ -39,11 +40,32 @@ def from_flags(verb: Callable[..., Any], args: Sequence[str], name: str, **optio
 
     parameters = inspect.signature(verb).parameters.values()
     lists = {f"--{each.name.replace('_', '-')}" for each in parameters if get_origin(each.annotation) is tuple}
-    given = [arg.partition("=")[0] for arg in args]
-    again = next((flag for flag in lists if given.count(flag) > 1), None)  # the last one alone would count
-    require(again is None, f"The option {again}", "be given once", "it several times", "Put all its values after it.")
     annotations = {key: shown(parameter) for key, parameter in inspect.signature(verb).parameters.items()}
-    tyro.cli(Described(verb, annotations), args=args, prog=f"limner {name}", **options)
+    tyro.cli(Described(verb, annotations), args=gathered(args, lists), prog=f"limner {name}", **options)
+
+
+def gathered(args: Sequence[str], lists: Set[str]) -> list[str]:
+    """`args` with the values of each option in `lists` behind its first: of --label a --label b all but b were lost.
+
+    --label is --labels.
+    """
+    stretches: list[list[str]] = [[]]
+    for arg in args:
+        name, sign, value = arg.partition("=")
+        name = f"{name}s" if f"{name}s" in lists else name
+        if name in lists:
+            stretches.append([name, value] if sign else [name])
+        elif arg.startswith("--"):
+            stretches.append([arg])
+        else:
+            stretches[-1].append(arg)
+    first: dict[str, list[str]] = {}
+    for stretch in stretches:
+        known = first.setdefault(stretch[0], stretch) if stretch and stretch[0] in lists else stretch
+        if known is not stretch:
+            known += stretch[1:]
+            stretch.clear()
+    return [arg for stretch in stretches for arg in stretch]
 
 
 class Described:
@@ -92,13 +114,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in cells:
         table.add_row(*map(Text, row))  # as they are: a name may look like markup
     Console(soft_wrap=True).print(table)
-
-
-def visible(text: str) -> str:
-    """`text` with what is no visible sign (ends of lines, signs that steer a terminal) as an escape: one line."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def print_values(values: dict[str, Any]) -> None:

@@ -70,7 +70,8 @@ def classify(
     Args:
         model: a model directory or a finished run.
         images: picture files, or folders, lists and shards of them.
-        labels: the names to choose from; a single value may hold several, with commas between them.
+        labels: the names to choose from; a single value may hold several, with commas between them; --label NAME as
+            often as you like is the same.
         labels_file: a file of names, one a line, commas and all; they come after those of --labels.
         template: one or more sentences with {} where the name goes; their features are averaged.
         top: how many names to print for each picture.

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from limner.config import RunConfig
-from limner.curate.findings import NAMING, SEVERITIES, Finding, Findings, Group, Histogram, advice_for, histogram
+from limner.curate.findings import NAMING, SEVERITIES, Finding, Findings, First, Group, Histogram, advice_for, histogram
 from limner.curate.signals import (
     EXAMPLES,
     Equal,
@@ -43,6 +43,8 @@ from limner.files import read_json, sha256_of
 
 MEMBERS, SHOWN = 6, 48
 """The most members named of a group of equal things, and the most pairs on a sheet of examples."""
+FIRST = 3
+"""Pairs shown as they were read."""
 TEXTS = 2000
 """Captions whose language and tokens are looked at."""
 CONTEXT = 77
@@ -98,6 +100,7 @@ def check(
         skipped_share=source.skipped_share,
         would_run=not any(finding.severity == "error" for finding in findings),
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
+        first=tuple(_first(source, pair) for pair in islice(source, FIRST)),
         histograms=_histograms(texts, images, tokens),
         formats=dict(images.formats.most_common()),
         languages=None if languages is None else dict(Counter(code for code, _ in languages).most_common()),
@@ -120,6 +123,11 @@ def _opened(path: str) -> tuple[Source, list[Finding]]:
         captioned = images.where(lambda pair: bool(pair.captions))
         bare = Counter({"no caption": len(images) - len(captioned)})
         return replace(captioned, skipped=images.skipped + bare), [Finding("error", what, 1, None, (), error.then)]
+
+
+def _first(source: Source, pair: Pair) -> First:
+    label = None if pair.label is None else source.classes[pair.label] if source.classes else str(pair.label)
+    return First(pair.key, pair.captions[:EXAMPLES], label)
 
 
 # --- the source as a whole -------------------------------------------------------------------------------------------

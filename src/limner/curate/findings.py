@@ -23,6 +23,12 @@ ADVICE = {
     "broken link": "Put the files themselves there (cp -L). Of links out of the folder, those to folders are "
     "followed, and those into the cache of the Hugging Face hub, of DVC or of git-annex around it.",
     "picture file missing": "Correct the paths; they are read from the list's own folder.",
+    "picture in a folder that may not be entered": "Change the folder's permissions (chmod +x).",
+    "picture that the metadata list": "Name them in the list too, or leave them out.",
+    "picture of the same key": "Give each picture a key of its own.",
+    "HEIC": "Save them as JPEG.",
+    "row of another number": "Correct these rows; a cell with the delimiter in it needs quotes around it.",
+    "tar file in a folder beside": "Give their folder, or all folders with :: between them; name them .tar.",
     "picture file beside shards": "Move them elsewhere: beside shards, single pictures are not read.",
     "shard that is no tar file": "Fetch or write these shards again.",
     "shard cut short": "Fetch or write these shards again; the pairs before the cut are used.",
@@ -48,6 +54,16 @@ class Finding:
     """The count's share of the pairs, pictures or captions there; None where that says nothing."""
     examples: tuple[str, ...]
     advice: str
+
+
+@dataclass(frozen=True)
+class First:
+    """One of the first pairs as it was read, for people to compare with what they meant."""
+
+    key: str
+    captions: tuple[str, ...]
+    label: str | None
+    """The class's name, or its number where the data names no classes."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class Findings:
     """Whether there is no error."""
     findings: tuple[Finding, ...]
     """Errors first."""
+    first: tuple[First, ...]
     histograms: tuple[Histogram, ...]
     formats: dict[str, int]
     languages: dict[str, int] | None

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.cli.command import main
+from limner.cli.show import gathered
 from limner.cli.use import names_in, names_of
 from limner.errors import ConfigError
 
@@ -24,10 +24,21 @@ def test_labels_are_apart_or_one_value_with_commas(labels: tuple[str, ...], name
     assert names_in(labels) == names
 
 
-def test_an_option_given_twice_is_refused(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as exited:
-        main(["eval", "run", "--data", "a", "--data", "b"])
-    assert exited.value.code == 2 and "--data must be given once" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("args", "as_one"),
+    [
+        (["--labels", "a", "--labels", "b", "c"], ["--labels", "a", "b", "c"]),
+        (
+            ["m", "x", "--label", "a, b", "--top", "3", "--label=c=d"],
+            ["m", "x", "--labels", "a, b", "c=d", "--top", "3"],
+        ),
+        (["--labels", "--labels", "b"], ["--labels", "b"]),
+        (["--top", "3", "--top", "4", "m"], ["--top", "3", "--top", "4", "m"]),
+        ([], []),
+    ],
+)
+def test_values_of_an_option_given_twice_are_all_taken(args: list[str], as_one: list[str]):
+    assert gathered(args, {"--labels"}) == as_one
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

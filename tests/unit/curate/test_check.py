@@ -18,12 +18,12 @@ from helpers.vocabulary import openai
 from limner.cli.command import main
 from limner.curate import signals
 from limner.curate.check import check
-from limner.curate.findings import Finding, Findings
+from limner.curate.findings import Finding, Findings, First
 from limner.curate.signals import look_of
 from limner.data import reading
 from limner.data.pairs import Pair
 from limner.data.sources.folders import LEADS_OUT
-from limner.errors import ConfigError, DataError
+from limner.errors import ConfigError, DataError, StorageError
 from limner.files import sha256_of
 
 
@@ -391,3 +391,32 @@ def test_findings_are_plain_values(folder_of_pairs: Path):
     (folder_of_pairs / "01.png").write_bytes((folder_of_pairs / "02.png").read_bytes())
     found, _ = check(str(folder_of_pairs), batch_size=32)
     assert json.loads(json.dumps(dataclasses.asdict(found)))["unreadable"][0][:2] == ["00.png", "not a picture"]
+
+
+def test_the_first_pairs_are_shown_as_they_were_read(
+    folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rows = "path,caption,label\n" + "".join(f'0{number}.png,"a ""big"" dog, {number}",hound\n' for number in range(5))
+    (folder_of_pairs / "list.csv").write_text(rows)
+    found, _ = check(str(folder_of_pairs / "list.csv"), batch_size=4)
+    assert found.first[0] == First("00.png", ('a "big" dog, 0',), "hound") and len(found.first) == 3
+    monkeypatch.chdir(folder_of_pairs.parent)
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "check", str(folder_of_pairs / "list.csv"), "--batch-size", "4"])
+    assert 'a "big" dog, 2' in capsys.readouterr().out
+    assert "a &#34;big&#34; dog, 2" in Path("list-csv-check.html").read_text()
+
+
+def test_what_was_found_is_printed_where_no_page_can_be_written(
+    folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refused(*_: object) -> None:
+        raise StorageError("The file x", must="be written whole", got="Read-only file system", then="Choose another.")
+
+    monkeypatch.setattr("limner.report.check.write_sheet", refused)
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "check", str(folder_of_pairs), "--batch-size", "4"])
+    told = capsys.readouterr()
+    assert "picture number 2" in told.out and "There is no page: The file x must be written whole" in told.err
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", str(folder_of_pairs), "--batch-size", "4", "--out", "there.html"])
