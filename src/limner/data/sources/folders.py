@@ -46,12 +46,10 @@ def read_folder(path: str, *, needs_caption: bool) -> Source:
 
 def _pairs(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[Pair]:
     in_lines = lines_are_captions(folder)
-    for image, places in _images(folder, skipped, noted):
+    for image, text, places in _images(folder, skipped, noted):
         if not _is_there(image, places):
             skipped[LEADS_OUT if os.path.lexists(image) else UNREACHED] += 1
             continue
-        texts = (image.with_suffix(suffix) for suffix in (".txt", ".TXT"))
-        text = next((text for text in texts if os.path.lexists(text)), None)
         content = _read_text(text, noted) if text is not None and _is_there(text, places) else b""
         noted[UNREAD_TEXT] += text is not None and not _is_there(text, places)
         captions = [caption for caption in cleaned([content], noted) if caption]
@@ -72,9 +70,11 @@ def _is_there(path: Path, places: Sequence[Path]) -> bool:
         return False
 
 
-def _images(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator[tuple[Path, Sequence[Path]]]:
-    """The pictures below a folder, and where links among them may lead to: first those that are really there, sorted
-    by the parts of their paths, then those behind links to folders, link by link."""
+def _images(
+    folder: Path, skipped: Counter[str], noted: Counter[str]
+) -> Iterator[tuple[Path, Path | None, Sequence[Path]]]:
+    """The pictures below a folder, their caption files, and where links among both may lead to: first those that are
+    really there, sorted by the parts of their paths, then those behind links to folders, link by link."""
     entered = {_identity(around) for around in folder.resolve().parents}
     folders, places = deque([folder]), list[Path]()
     while folders:
@@ -82,24 +82,25 @@ def _images(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterato
         places += places_of(root)
         waiting = _entries(root, entered, noted)
         while waiting:
-            entry = waiting.pop()
-            ending = Path(entry.name).suffix.lower()
-            if _is_folder(entry):
-                if entry.is_symlink():
-                    folders.append(Path(entry.path))
+            entry, text = waiting.pop()
+            if not _is_folder(entry):
+                if Path(entry.name).suffix.lower() in IMAGE_ENDINGS:
+                    yield Path(entry.path), text, places
+                elif Path(entry.name).suffix.lower() in (".heic", ".heif"):
+                    skipped[HEIC] += 1
                 else:
-                    waiting += _entries(Path(entry.path), entered, noted)
-            elif ending in IMAGE_ENDINGS:
-                yield Path(entry.path), places
-            elif ending in (".heic", ".heif"):
-                skipped[HEIC] += 1
-            elif ending != ".txt":
-                noted[OTHER] += 1
+                    noted[OTHER] += 1
+            elif entry.is_symlink():
+                folders.append(Path(entry.path))
+            else:
+                waiting += _entries(Path(entry.path), entered, noted)
 
 
-def _entries(folder: Path, entered: set[tuple[int, int]], noted: Counter[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder, the last name first; nothing if it was `entered` before. Hidden files and folders, and
-    caption files without a picture, are counted."""
+def _entries(
+    folder: Path, entered: set[tuple[int, int]], noted: Counter[str]
+) -> list[tuple[os.DirEntry[str], Path | None]]:
+    """What is in a folder, but for hidden and caption files, and the caption file of each, the last name first;
+    nothing if it was `entered` before. Caption files are there for all of their name: a.txt for a.png and a.jpg."""
     try:
         if _identity(folder) in entered:
             noted[LINKED] += 1
@@ -109,13 +110,19 @@ def _entries(folder: Path, entered: set[tuple[int, int]], noted: Counter[str]) -
     except OSError:
         noted[CLOSED] += 1
         return []
+    shown = [entry for entry in found if not entry.name.startswith(".")]
     noted[HIDDEN] += sum(entry.name.startswith(".") and entry.name not in (FOLDER, ".limn") for entry in found)
-    found = [entry for entry in found if not entry.name.startswith(".")]
-    names = [Path(entry.name) for entry in found]
-    stems = {name.stem for name in names if name.suffix.lower() in IMAGE_ENDINGS}
-    texts = (name for name in names if name.suffix.lower() == ".txt" and name.name not in ABOUT)
-    noted[ALONE] += sum(name.stem not in stems for name in texts)
-    return found
+    texts, others = dict[str, Path](), list[os.DirEntry[str]]()
+    for entry in shown:
+        name = Path(entry.name)
+        if name.suffix.lower() != ".txt" or _is_folder(entry):
+            others.append(entry)
+        elif texts.setdefault(name.stem, Path(entry.path)).name != name.name:
+            noted[ALONE] += 1  # a.TXT beside a.txt
+    files = (Path(entry.name) for entry in others if not _is_folder(entry))
+    stems = {name.stem for name in files if name.suffix.lower() in IMAGE_ENDINGS}
+    noted[ALONE] += sum(text.name not in ABOUT for stem, text in texts.items() if stem not in stems)
+    return [(entry, texts.get(Path(entry.name).stem)) for entry in others]
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def source_of(
 
 
 def _known_as(image: Path, folder: Path) -> Path:
-    """Where an image really is in a folder; of a link that leads out, into a cache, the link: names there say nothing."""
+    """Where an image really is in a folder; a link out of it, into a cache, as it is: names there say nothing."""
     resolved = image.resolve()
     return resolved if resolved.is_relative_to(folder) else image
 
