@@ -380,6 +380,15 @@ class Architecture:
             repr(self.activation),
             "OpenAI's weights have quick_gelu.",
         )
+        for what, values, least in (("mean", self.image_mean, -math.inf), ("deviation", self.image_std, 0)):
+            are_numbers = len(values) == 3 and all(isinstance(value, int | float) for value in values)
+            require(
+                are_numbers and all(math.isfinite(value) and value > least for value in values),
+                f"The {what} of the pixels",
+                "be three finite numbers, one for each colour" + (", above 0" if least == 0 else ""),
+                list(values),
+                "Correct image_mean and image_std in the model's config.",
+            )
 
 
 # --- by name ---------------------------------------------------------------------------------------------------------

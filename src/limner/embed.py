@@ -93,9 +93,15 @@ def _stream(model: CLIP, source: Source) -> Iterator[tuple[Squares, Float[Tensor
 
 
 def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
-    """The features of sentences: float32, L2-normalised, on the CPU."""
+    """The features of sentences: float32, L2-normalised, on the CPU. Says how many are cut to the context."""
+    before = model.tokenizer.cut if model.tokenizer else 0
     with measuring(model):
         parts = [model.encode_text(texts[start : start + TEXTS]).cpu() for start in range(0, len(texts), TEXTS)]
+    if model.tokenizer and (cut := model.tokenizer.cut - before):
+        say(
+            f"{cut:,} of {len(texts):,} sentences are longer than the {model.architecture.text.context_length} tokens "
+            "that the model reads: what comes after is not seen."
+        )
     return torch.cat(parts)
 
 

@@ -16,6 +16,7 @@ instead, and what to do next.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -83,6 +84,12 @@ class MissingExtra(LimnerError, ImportError):
             got="no such package",
             then=f"Run: pip install 'limner[{extra}]'",
         )
+
+
+def named(value: Any) -> str:
+    """A value that is something else than was expected, in an error: what it is, and how it begins."""
+    shown = repr(value) if isinstance(value, str | bytes | int | float | os.PathLike | None) else ""
+    return f"{type(value).__name__}{' ' * bool(shown)}{shown[:60]}" if value is not None else "None"
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:

@@ -1,5 +1,7 @@
 """The paper's architectures: shapes, exact sizes, the scaling rule, the initialisation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -130,3 +132,9 @@ def test_every_vit_has_heads_of_64_and_the_text_grows_in_width_only():
         assert shape.activation == "quick_gelu" and shape.text.context_length == 77
         if isinstance(shape.image, ViTConfig):
             assert shape.image.width == 64 * shape.image.heads
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.5, float("nan")), (1.0, 1.0, float("inf")), (0.0, 1.0, 1.0)])
+def test_pixels_are_normalised_by_three_numbers(values: tuple[float, float, float]):
+    with pytest.raises(ConfigError, match=r"The deviation of the pixels must be three finite numbers"):
+        replace(ZOO["RN50"], image_std=values)

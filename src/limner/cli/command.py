@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        dispatch(list(sys.argv[1:] if argv is None else argv))
+        given = sys.argv[1:] if argv is None else argv
+        dispatch([os.fsencode(arg).decode("utf-8", "surrogateescape") for arg in given])  # whatever the locale
         sys.stdout.flush()
     except LimnerError as error:
         say(f"limner: {error}")

@@ -60,9 +60,11 @@ def gathered(args: Sequence[str], lists: Set[str]) -> list[str]:
         else:
             stretches[-1].append(arg)
     first: dict[str, list[str]] = {}
-    for stretch in stretches:
-        known = first.setdefault(stretch[0], stretch) if stretch and stretch[0] in lists else stretch
+    for stretch in stretches[1:]:
+        name = stretch[0].partition("=")[0]
+        known = first.setdefault(name, stretch)
         if known is not stretch:
+            require(name in lists, f"The option {name}", "be given once", "it several times", "Leave one of them out.")
             known += stretch[1:]
             stretch.clear()
     return [arg for stretch in stretches for arg in stretch]

@@ -109,6 +109,13 @@ def train_by_recipe(args: Sequence[str]) -> None:
         "both",
         "Leave --vocab-size out: the model to start from has its tokenizer, and its text encoder knows no other.",
     )
+    require(
+        not {"--tokenizer", "--vocab-size"} <= given or not {"None", "--tokenizer=None"}.isdisjoint(settings),
+        "The settings --tokenizer and --vocab-size",
+        "not be given together",
+        "both",
+        "Leave --vocab-size out: a tokenizer that is there has the size that it has.",
+    )
     recipe = RECIPES[name]
     verb = partial(train, config=replace(recipe(), out=Path("runs") / name))
     from_flags(verb, settings, f"train {name}", description=inspect.getdoc(recipe), registry=architectures_by_name())

@@ -7,7 +7,7 @@ from typing import Literal
 
 from limner.cli.show import print_json, print_table, require_top
 from limner.config import DEFAULT_TEMPLATES
-from limner.errors import ConfigError, require
+from limner.errors import require
 from limner.progress import say
 
 Precision = Literal["fp32", "bf16"]
@@ -153,14 +153,7 @@ def names_in(labels: Sequence[str]) -> list[str]:
 
 
 def names_of(file: Path) -> list[str]:
-    """The names in a file, one a line, UTF-8 or with another mark of its encoding; empty lines are none."""
-    from limner.data.pairs import encoding_of
+    """The names in a file, one a line; empty lines are none."""
+    from limner.data.pairs import lines_of
 
-    content = file.read_bytes()
-    try:
-        lines = content.decode(encoding_of(content)).removeprefix("\ufeff").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"The file {file}", must="hold names as UTF-8 text", got=error, then="Save it as UTF-8."
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines_of(file) if line.strip()]

@@ -28,7 +28,8 @@ ADVICE = {
     "picture of the same key": "Give each picture a key of its own.",
     "HEIC": "Save them as JPEG.",
     "row of another number": "Correct these rows; a cell with the delimiter in it needs quotes around it.",
-    "tar file in a folder beside": "Give their folder, or all folders with :: between them; name them .tar.",
+    "tar file in a folder beside": "Give their folder, or all folders with :: between them; unpack .gz, and name "
+    "them .tar.",
     "picture file beside shards": "Move them elsewhere: beside shards, single pictures are not read.",
     "shard that is no tar file": "Fetch or write these shards again.",
     "shard cut short": "Fetch or write these shards again; the pairs before the cut are used.",

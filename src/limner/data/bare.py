@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ORIENTATION = 0x0112
+SHORT, LONG = 3, 4
+"""Kinds of numbers in EXIF: of two bytes, and of four."""
 MAX_STRIPS = 2**17
 """Strips or tiles of a TIFF, at most: Pillow makes an object of each before anything is decoded."""
 MAX_TEXT_BYTES = 2**20
@@ -93,7 +95,7 @@ def _xmp_orientation(xmp: bytes) -> int:
 
 
 def _is_orientation(entry: Entry) -> bool:
-    return entry.tag == ORIENTATION and entry.kind == 3 and 1 <= entry.value <= 8
+    return entry.tag == ORIENTATION and entry.kind in (SHORT, LONG) and 1 <= entry.value <= 8
 
 
 def _directory(content: bytes) -> Directory:
@@ -111,9 +113,10 @@ def _entries(content: bytes) -> Iterator[Entry]:
         entry = content[at : at + length]
         if len(entry) < length:
             return
-        value = _number(entry[4 + wide : 6 + wide], order)
+        kind = _number(entry[2:4], order)
+        value = _number(entry[4 + wide : (8 if kind == LONG else 6) + wide], order)
         values = _number(entry[4 : 4 + wide], order)
-        yield Entry(_number(entry[:2], order), _number(entry[2:4], order), values, value, entry)
+        yield Entry(_number(entry[:2], order), kind, values, value, entry)
 
 
 def _number(content: bytes, order: str) -> int:

@@ -227,7 +227,8 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
     image = _loaded(image, name)
     if 0 in image.size:
         raise Unreadable(name, NO_IMAGE, f"{image.width} x {image.height} pixels")
-    if turn := TURNED.get(_orientation(image)):
+    turn = TURNED.get(_orientation(image))
+    if turn is not None:  # to flip from left to right is number 0
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         image = _grey(image, name)

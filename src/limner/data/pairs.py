@@ -8,6 +8,7 @@ when it is due.
 import codecs
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -182,10 +183,12 @@ def chosen(part: Part, wanted: np.ndarray) -> Chosen:
 
 @dataclass(frozen=True)
 class Prefixed:
-    """A part whose keys begin with more than their own, where others have the same ones."""
+    """A part of one of several sources: its keys begin with more than their own, where others have the same ones."""
 
     part: Part
     prefix: str
+    labels: tuple[int, ...] = ()
+    """The labels of the mixture by the part's own, where sources name their classes by texts."""
 
     @property
     def name(self) -> str:
@@ -202,7 +205,8 @@ class Prefixed:
     def pair(self, index: int) -> Pair:
         """The pair at `index`."""
         pair = self.part.pair(index)
-        return replace(pair, key=self.prefix + pair.key)
+        label = self.labels[pair.label] if self.labels and pair.label is not None else pair.label
+        return replace(pair, key=self.prefix + pair.key, label=label)
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all pairs, what they begin with included."""
@@ -341,7 +345,8 @@ def sifted(
 
 def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> Source:
     """Several sources as one. A weight says how often an epoch sees each pair of its source: 2 twice, 0.5 every other
-    epoch. Raises `DataError` for weights that do not fit."""
+    epoch. Raises `DataError` for weights that do not fit, and for labels that are texts in one and numbers in another.
+    """
     weights = weights or [1.0] * len(sources)
     if len(weights) != len(sources) or not all(0 < weight < float("inf") for weight in weights):
         raise DataError(
@@ -350,21 +355,34 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
             got=" ".join(map(str, weights)),
             then="Give --data-weights as many numbers as --data has parts between :: signs.",
         )
+    classes = sorted({name for source in sources for name in source.classes})
+    numbered = (source for source in sources if classes and not source.classes)
+    if any(pair.label is not None for source in numbered for pair in source):
+        raise DataError(
+            f"The labels of {path}",
+            must="be texts in all of the sources, or numbers in all",
+            got="some of each",
+            then="Measure on one after the other.",
+        )
     return Source(
         path,
-        tuple(Prefixed(part, f"{number}/") for number, source in enumerate(sources) for part in source.parts),
+        tuple(
+            Prefixed(part, f"{number}/", tuple(classes.index(name) for name in source.classes))
+            for number, source in enumerate(sources)
+            for part in source.parts
+        ),
         sum((source.skipped for source in sources), Counter()),
         sum((source.noted for source in sources), Counter()),
         tuple((len(source.parts), float(weight)) for source, weight in zip(sources, weights, strict=True)),
-        sources[0].classes if len({source.classes for source in sources}) == 1 else (),
+        tuple(classes),
     )
 
 
-def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
+def cleaned(captions: Iterable[object], noted: Counter[str], most: int = MAX_CAPTION) -> list[str]:
     """Captions as text without spaces around them, "" for what is none.
 
-    UTF-16 and UTF-32 are known by their marks. What is not UTF-8 is replaced, what is longer than `MAX_CAPTION` cut;
-    both are counted, and values that are no text.
+    UTF-16 and UTF-32 are known by their marks. What is not UTF-8 is replaced, what is longer than `most` characters
+    cut; both are counted, and values that are no text.
     """
     texts = []
     for caption in captions:
@@ -380,12 +398,13 @@ def cleaned(captions: Iterable[object], noted: Counter[str]) -> list[str]:
         text = caption.decode(encoding, errors="replace")
         if "\ufffd" in text and (encoding != "utf-8" or text.encode() != caption):
             noted["caption that is not UTF-8 (a sign stands for each bad byte)"] += 1
-        if len(text) > MAX_CAPTION:
-            noted[f"caption over {MAX_CAPTION:,} characters (cut)"] += 1
-        texts.append(text.removeprefix("\ufeff")[:MAX_CAPTION].replace("\0", " ").strip())
+        noted[CUT] += len(text) > most
+        texts.append(text.removeprefix("\ufeff")[:most].replace("\0", " ").strip())
     return texts
 
 
+LINE_END = re.compile(r"\r\n|\r|\n")
+CUT = f"caption over {MAX_CAPTION:,} characters (cut)"
 SEVERAL_LINES = "caption file of several lines (one caption; with retrieval in dataset_type.txt beside: one a line)"
 
 
@@ -393,17 +412,35 @@ def lines_are_captions(folder: Path) -> bool:
     """Whether each line of a caption file is a caption: dataset_type.txt in `folder`, or the one around it, says
     retrieval, as CLIP_benchmark's sets do."""
     files = [folder / "dataset_type.txt", folder.parent / "dataset_type.txt"]
-    said = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
-    return said.strip().lower() == "retrieval"
+    said = next((lines_of(file) for file in files if file.is_file()), [])
+    return [line.strip().lower() for line in said] == ["retrieval"]
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file up to the last that is not empty, in UTF-8 or what its first bytes say.
+
+    Raises `DataError` for another encoding.
+    """
+    content = file.read_bytes()
+    try:
+        text = content.decode(encoding_of(content)).removeprefix("\ufeff").rstrip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"The file {file}", must="be text in UTF-8", got=error, then="Save it as UTF-8.") from error
+    return LINE_END.split(text) if text else []
 
 
 def parted(captions: Sequence[str], noted: Counter[str], *, in_lines: bool) -> list[str]:
-    """The captions in caption files, as they are, or `in_lines` one for each line that is not empty."""
-    if not in_lines:
-        noted[SEVERAL_LINES] += sum("\n" in caption for caption in captions)
-        return list(captions)
-    lines = [line.strip() for caption in captions for line in caption.splitlines()]
-    return [line for line in lines if line][:MAX_CAPTIONS]
+    """The captions in caption files, as they are, or `in_lines` one for each line that is not empty; long ones cut."""
+    if in_lines:
+        captions = [line.strip() for caption in captions for line in LINE_END.split(caption) if line.strip()]
+    noted[SEVERAL_LINES] += 0 if in_lines else sum("\n" in caption for caption in captions)
+    noted[CUT] += sum(len(caption) > MAX_CAPTION for caption in captions)
+    return [caption[:MAX_CAPTION] for caption in captions]
+
+
+def notes(source: "Source") -> str:
+    """What is noted of a source, in words: "Noted 2 times: hidden file or folder (passed by)", a line each."""
+    return "\n".join(f"Noted {count:,} times: {reason}." for reason, count in source.noted.most_common())
 
 
 def describe(skipped: Counter[str]) -> str:

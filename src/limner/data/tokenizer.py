@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from limner.errors import ConfigError, LimnerError, ModelError, require
+from limner.errors import ConfigError, LimnerError, ModelError, named, require
 from limner.files import write_text
 
 SOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -86,12 +86,6 @@ def _refuse_text(what: str, got: Any) -> NoReturn:
         got=named(got),
         then="Decode it: content.decode()." if is_bytes else 'Pass a sentence, "a dog", or a list of sentences.',
     )
-
-
-def named(value: Any) -> str:
-    """A value that is something else than was expected, in an error: what it is, and how it begins."""
-    shown = repr(value) if isinstance(value, str | bytes | int | float | os.PathLike | None) else ""
-    return f"{type(value).__name__}{' ' * bool(shown)}{shown[:60]}" if value is not None else "None"
 
 
 def path_of(path: Any, what: str) -> Path:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from limner.data.pairs import Source, describe
+from limner.data.pairs import Source, describe, notes
 from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images
-from limner.errors import ConfigError, DataError, StorageError
+from limner.errors import ConfigError, DataError, ModelError, StorageError
 from limner.evaluation.metrics import Row
 from limner.evaluation.retrieval import retrieval
 from limner.evaluation.tasks import (
@@ -26,7 +26,7 @@ from limner.evaluation.zero_shot import Prediction, ZeroShotClassifier, classify
 from limner.model.clip import CLIP
 from limner.progress import say
 from limner.run import RunDirectory
-from limner.store.store import fingerprint_now, load
+from limner.store.store import fingerprint_now, load, unusable_weights
 
 
 def evaluate(model: CLIP, tasks: str | Path | Source | Iterable[str | Path | Source]) -> list[Row]:
@@ -91,6 +91,13 @@ def evaluate_features(model: CLIP, embedded: Embedded) -> Evaluation:
     Zero-shot accuracy counts the images with a label, retrieval those with a caption; the others are counted as
     skipped. The rows name the model as it is now, whatever it was when it was loaded.
     """
+    if bad := unusable_weights(model):
+        raise ModelError(
+            "The weights of the model to measure",
+            must="be finite numbers",
+            got=f"NaN or infinity in {', '.join(bad[:3])}",
+            then="Take a checkpoint from before.",
+        )
     source, features, pairs = embedded.source, embedded.features, embedded.pairs()
     skipped = source.skipped + Counter(one.got for one in embedded.unreadable)
     about = {"task": name_of_task(source), "model": fingerprint_now(model), "data": source.fingerprint}
@@ -123,6 +130,8 @@ def evaluate_features(model: CLIP, embedded: Embedded) -> Evaluation:
         )
     if +skipped:
         say(f"Left out of the evaluation of {source.path}: {describe(+skipped)}.")
+    if source.noted:
+        say(notes(source))
     return Evaluation(
         task=about["task"],
         data=place_of_task(source),

@@ -5,25 +5,27 @@ A task is a source. Images with a label are classified zero-shot, images with ca
 ```
 .cls in shards, whole numbers as labels in a list  ─> the lines of classnames.txt, in the folder or the one around it
 texts as labels in a list                         ─> these texts
-FOLDER/<class>/*.jpg, without any caption         ─> the folders' names, or classnames.txt in the order of these
+FOLDER/<class>/*.jpg, without any caption         ─> the lines of classnames.txt, by name if it holds all folders'
+                                                     names, else in the order of the folders; or the folders' names
 ```
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 import cattrs
 
-from limner.config import DEFAULT_TEMPLATES
-from limner.data.pairs import Pair, Source
+from limner.config import DEFAULT_TEMPLATES, RunConfig
+from limner.data.pairs import Pair, Source, lines_of
 from limner.data.sources.read import absolute, read_images, split_pairs
 from limner.data.tokenizer import clean
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row
 from limner.evaluation.zero_shot import Prediction
-from limner.files import read_json, write_json
+from limner.files import printable, read_json, write_json
 from limner.progress import say
 from limner.run import RunDirectory
 from limner.store.foreign import own_facts, read_config
@@ -109,14 +111,30 @@ def own_task(run: RunDirectory) -> Source:
 
 
 def was_trained_on(run: RunDirectory, source: Source) -> bool:
-    """Whether a run was trained on pairs at the place of `source`, or on files with the same content."""
+    """Whether a run was trained on pairs at the place of `source`, on the same files, or on shards or tables with the
+    same content. Copies of single images are not found out, nor pairs that were packed anew."""
     config = run.read_config()
     if config.data is None:
         return False
     trained = {part["digest"] for part in read_json(run.manifest)["parts"]} if run.manifest.is_file() else set()
     splits = [source, source.split(config.holdout)[0]] if config.test is None else [source]
     is_same = any(part.digest() in trained for one in splits for part in one.parts)
-    return is_same or not set(place_of_task(source).split("::")).isdisjoint(absolute(config.data).split("::"))
+    is_there = not set(place_of_task(source).split("::")).isdisjoint(absolute(config.data).split("::"))
+    return is_same or is_there or not _files(source).isdisjoint(_files_trained_on(config))
+
+
+def _files_trained_on(config: RunConfig) -> set[Path]:
+    """The single files among the images that a run was trained on, as far as they are still there."""
+    assert config.data is not None
+    with suppress(DataError):
+        return _files(
+            split_pairs(config.data, config.data_weights, holdout=config.holdout if config.test is None else 0)[0]
+        )
+    return set()
+
+
+def _files(source: Source) -> set[Path]:
+    return {path.resolve() for part in source.parts for path in part.loose()}
 
 
 def place_of_task(source: Source) -> str:
@@ -145,7 +163,13 @@ def classes_of_task(source: Source, pairs: Sequence[Pair]) -> tuple[list[str], l
         return _named_by_texts(source.classes, labels, lines)
     if any(label is not None for label in labels):
         return lines, labels
-    if any(pair.captions for pair in pairs):
+    captioned = sum(bool(pair.captions) for pair in pairs)
+    if captioned:
+        if captioned < len(pairs) / 2 and any("/" in pair.key for pair in pairs):
+            say(
+                f"The folders in {source.path} are not taken for classes, because {captioned:,} of its pictures have "
+                "captions: move these .txt files elsewhere to have it classified."
+            )
         return [], labels
     return _named_by_folders(source, pairs, lines)
 
@@ -165,8 +189,9 @@ def _named_by_texts(
 def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -> tuple[list[str], list[int | None]]:
     """Classes by the folders in which images without captions lie, sorted by name."""
     tops = [PurePosixPath(pair.key).parts[0] if "/" in pair.key else None for pair in pairs]
-    folders = sorted({top for top in tops if top is not None})
-    if not folders or not Path(source.path).is_dir():
+    folders = sorted({PurePosixPath(pair.key).parts[0] for pair in source if "/" in pair.key})
+    are_files = all(printable(Path(pair.path).name) == PurePosixPath(pair.key).name for pair in pairs)
+    if not folders or not are_files or not Path(source.path).is_dir():  # keys in shards and tables are no paths
         return [], [None] * len(pairs)
     if set(folders) <= SPLITS:
         raise DataError(
@@ -175,6 +200,12 @@ def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -
             got=f"the splits {', '.join(folders)}",
             then=f"Give the one to measure on: {source.path}/{folders[-1]}",
         )
+    unread = [folder for folder in folders if folder not in tops]
+    if unread:
+        say(f"Classes of {source.path} of which no picture can be read: {', '.join(unread[:5])}.")
+    places = {clean(as_words(line)): place for place, line in reversed(list(enumerate(lines)))}
+    if all(clean(as_words(folder)) in places for folder in folders):
+        return lines, [None if top is None else places[clean(as_words(top))] for top in tops]
     if lines and len(lines) != len(folders):
         raise DataError(
             f"The classnames.txt of {source.path}",
@@ -203,5 +234,7 @@ def _folder(source: Source) -> Path:
 
 def _lines(folder: Path, name: str) -> list[str]:
     """The lines of `name` in `folder` or in the folder around it; none if there is no such file."""
-    path = next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
-    return path.read_text(encoding="utf-8").rstrip().splitlines() if path else []
+    real = folder.resolve()  # of a link, what lies around the folder itself
+    places = (folder / name, folder.parent / name, real.parent / name)
+    path = next((path for path in places if path.is_file()), None)
+    return lines_of(path) if path else []

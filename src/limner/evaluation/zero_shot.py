@@ -18,8 +18,8 @@ from torch import Tensor
 from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Pair
 from limner.data.tokenizer import clean, texts_of
-from limner.embed import embed_texts, measuring, require_finite
-from limner.errors import ConfigError, DataError
+from limner.embed import embed_texts, ids_of_texts, measuring, require_finite
+from limner.errors import ConfigError, DataError, require
 from limner.evaluation.metrics import Row, best_first, ranks_of_right, share_row
 from limner.model.clip import CLIP, ImageLike
 from limner.objectives.table import objective
@@ -41,14 +41,14 @@ class ZeroShotClassifier:
         )
         require_names(self.class_names, self.templates)
         self.weights = classifier_weights(model, self.class_names, self.templates).to(model.logit_scale.device)
-        names = [clean(name) for name in self.class_names]
-        self._firsts = [names.index(name) for name in names] if len(set(names)) < len(names) else None
+        prompts = [self.templates[0].replace("{}", name) for name in self.class_names]
+        self._firsts = _firsts(ids_of_texts(model, prompts), self.weights)
 
     @torch.inference_mode()
     def scores(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
         """Cosine similarities of features with every class, on the model's device."""
         scores = image_features.to(self.weights.device) @ self.weights.T
-        return scores if self._firsts is None else scores[:, self._firsts]  # equal names tie, whatever the rounding
+        return scores if self._firsts is None else scores[:, self._firsts]
 
     @torch.inference_mode()
     def probabilities(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
@@ -69,9 +69,10 @@ class ZeroShotClassifier:
         return order.cpu(), self.probabilities(image_features).gather(1, order).cpu()
 
     def predict(
-        self, images: Tensor | ImageLike | Iterable[ImageLike], *, top: int = 5
+        self, images: Tensor | ImageLike | Iterable[ImageLike], *, top: Any = 5
     ) -> list[list[tuple[str, float]]]:
         """The `top` names of each picture with their probabilities, the likeliest first."""
+        require(isinstance(top, int) and top >= 1, "top", "be a whole number from 1 on", top, "Ask for one or more.")
         with measuring(self.model):
             classes, shares = self.likeliest(self.model.encode_image(images), top)
         return [
@@ -89,9 +90,22 @@ def classifier_weights(
     return F.normalize(features.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
 
 
+def _firsts(prompt_ids: Sequence[int], weights: Float[Tensor, "classes embed"]) -> list[int] | None:
+    """The first class with the prompt, or else the features, of each: these tie, whatever the rounding of their scores.
+
+    None where no two are the same.
+    """
+    firsts = dict[object, int]()
+    found = [
+        min(firsts.setdefault(prompt, place), firsts.setdefault(row.tobytes(), place))
+        for place, (prompt, row) in enumerate(zip(prompt_ids, weights.cpu().numpy(), strict=True))
+    ]
+    return found if found != list(range(len(found))) else None
+
+
 def require_names(class_names: Sequence[str], templates: Sequence[str]) -> None:
     """Raise `ConfigError` for class names or templates that cannot be used; say what is odd about the others."""
-    empty = [place for place, name in enumerate(class_names) if not name.strip()]
+    empty = [place for place, name in enumerate(class_names) if not clean(name)]
     if not class_names or empty:
         raise ConfigError(
             "The class names",

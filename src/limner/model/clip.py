@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from limner.architecture import OPENAI_VOCABULARY, Architecture, architecture
-from limner.data.tokenizer import Tokenizer, named
-from limner.errors import ModelError, require
+from limner.data.tokenizer import Tokenizer
+from limner.errors import ModelError, named, require
 from limner.model.inputs import (
     check_normalised,
     check_pixels,

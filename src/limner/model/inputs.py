@@ -32,8 +32,8 @@ from limner.data.decode import (
     to_rgb,
 )
 from limner.data.pairs import MAX_IMAGE_BYTES
-from limner.data.tokenizer import named, path_of, several
-from limner.errors import ConfigError, DataError, ModelError
+from limner.data.tokenizer import path_of, several
+from limner.errors import ConfigError, DataError, ModelError, named
 
 SPANS = 3
 """How far beyond black and white normalised pixels may lie, in units of what lies between the two: noise may be added
@@ -256,6 +256,14 @@ def checked_ids(tokens: Tensor, text: TextConfig, *, look: bool) -> Int[Tensor, 
             "The token ids for encode_text",
             must=f"be below the vocabulary's {text.vocab_size}, and not negative",
             got=lowest if lowest < 0 else highest,
+            then="Tokenise with the tokenizer that the model was trained with.",
+        )
+    ended = (tokens == text.vocab_size - 1).any(dim=1)
+    if look and not bool(ended.all()):
+        raise ModelError(
+            "The token ids for encode_text",
+            must=f"have the end token, {text.vocab_size - 1}, in each row: there the text encoder is read",
+            got=f"none in row {int((~ended).nonzero()[0])}",
             then="Tokenise with the tokenizer that the model was trained with.",
         )
     return tokens

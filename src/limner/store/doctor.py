@@ -3,10 +3,9 @@
 import torch
 
 from limner.errors import ModelError
-from limner.model.clip import nonfinite
 from limner.store import convert
 from limner.store.golden import Comparison, replay
-from limner.store.store import load, model_folder
+from limner.store.store import load, model_folder, unusable_weights
 from limner.store.tensors import read_tensors
 
 
@@ -17,7 +16,7 @@ def examine(path: str) -> list[Comparison]:
     """
     folder = model_folder(path)
     model = load(folder, allow_nonfinite=True)
-    bad = nonfinite(model.state_dict())
+    bad = unusable_weights(model)
     checks = [
         Comparison("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True),
         Comparison("weights", "all finite", f"NaN or infinity in {', '.join(bad)}" if bad else "all finite", not bad),

@@ -44,7 +44,7 @@ def _understood(where: Path) -> Iterator[None]:
         yield
     except LimnerError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise ModelError(
             f"The files of {where}",
             must="be those of a CLIP, with whole configs",

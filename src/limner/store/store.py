@@ -27,8 +27,8 @@ from jinja2 import Template
 
 from limner.architecture import Activation, Architecture
 from limner.config import to_json
-from limner.data.tokenizer import Tokenizer, named, path_of
-from limner.errors import ConfigError, ModelError, StorageError, require
+from limner.data.tokenizer import Tokenizer, path_of
+from limner.errors import ConfigError, ModelError, StorageError, named, require
 from limner.files import write_json, write_text
 from limner.model.clip import CLIP, nonfinite
 from limner.progress import say
@@ -160,7 +160,7 @@ def _write(
 
 def _write_golden(file: Path, model: CLIP) -> None:
     """Made with the tensors that were written, on the CPU: not with a model that may train, on a GPU, in bfloat16."""
-    if bad := nonfinite(model.state_dict()):
+    if bad := unusable_weights(model):
         say(f"The saved model has NaN or infinity in {_some(bad)}. To load it, pass allow_nonfinite=True.")
     try:
         golden = golden_vectors(model)
@@ -168,6 +168,11 @@ def _write_golden(file: Path, model: CLIP) -> None:
         say(f"The model is saved without golden vectors. {error}")
     else:
         write_tensors(file, golden, made_with=f"torch {torch.__version__}")
+
+
+def unusable_weights(model: CLIP) -> list[str]:
+    """Which tensors of a model hold NaN or infinity, and how many of their numbers; the logit scale as it is used."""
+    return nonfinite({**model.state_dict(), "logit_scale": model.logit_scale.detach()})
 
 
 def _some(names: list[str]) -> str:
@@ -251,7 +256,7 @@ def load(
         model.text.bfloat16()
     if image_size is not None or precision != "fp32":  # another model than the one that was read
         model.fingerprint = fingerprint_now(model)
-    if not allow_nonfinite and (bad := nonfinite(model.state_dict())):
+    if not allow_nonfinite and (bad := unusable_weights(model)):
         raise ModelError(
             f"The weights of {path}",
             must="be finite numbers",

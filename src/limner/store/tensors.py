@@ -16,7 +16,9 @@ Tensors = dict[str, Tensor]
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a safetensors file; of an index (.json) those of all the files that it names."""
     if path.suffix == ".json":
-        return {name: tensor for file in _indexed(path) for name, tensor in read_tensors(file).items()}
+        place_of = {name: path.parent / file for name, file in read_json(path)["weight_map"].items()}
+        several = ((file, name, tensor) for file in _indexed(path) for name, tensor in read_tensors(file).items())
+        return {name: tensor for file, name, tensor in several if place_of.get(name, file) == file}
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -19,7 +19,7 @@ from limner.architecture import Architecture, architecture, name_of
 from limner.config import Plan, RunConfig, resolve, to_json
 from limner.data.loader import Batch, Loader
 from limner.data.order import quality
-from limner.data.pairs import Source, describe, order_of
+from limner.data.pairs import Source, describe, notes, order_of
 from limner.data.reading import PATIENCE_SECONDS
 from limner.data.sources.read import absolute as absolute_data
 from limner.data.sources.read import read_images, split_pairs, write_manifest
@@ -179,8 +179,8 @@ def pairs_of(config: RunConfig, world: World) -> tuple[Source, dict[str, Any]]:
             "No pair is kept back and there is no test set: limner eval will have nothing of this run's own to measure "
             "on. Give --test PATH, or a larger --holdout."
         )
-    for reason, count in source.noted.most_common():
-        world.say(f"Noted {count:,} times: {reason}.")
+    if source.noted:
+        world.say(notes(source))
     world.say(
         f"Order: windows of about {order['window_pairs']:,} pairs; correlation of a pair's place in the epoch with its "
         f"place on disk {order['position_correlation']:+.4f}, by chance up to {order['by_chance']:.4f}."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, describe, listed
+from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, describe, listed, notes
 from limner.data.remote import is_address
 from limner.data.sources.read import read_images
 from limner.data.tokenizer import clean
@@ -103,6 +103,8 @@ def _sources(images: Sequence[str | Path]) -> Iterator[tuple[str, Source]]:
                 continue
             if source.skipped:
                 say(f"Left out of {place}: {describe(source.skipped)}.")
+            if source.noted:
+                say(notes(source))
             is_folder = not is_address(str(place)) and Path(place).is_dir()
             yield f"{Path(place)}/" if is_folder else f"{place}: ", source
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from limner.data.pairs import describe
+from limner.data.pairs import describe, notes
 from limner.data.reading import describe_unreadable
 from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images, embed_texts, require_finite
+from limner.evaluation.metrics import best_first
 from limner.model.clip import CLIP
 from limner.progress import say
 
@@ -32,16 +33,19 @@ def find(model: CLIP, data: str | Path, query: str, *, top: int = 10, keep: Path
     source = embedded.source
     if source.skipped or embedded.unreadable:
         say(f"Not searched: {describe(source.skipped)}; {describe_unreadable(embedded.unreadable)}.")
+    if source.noted:
+        say(notes(source))
     return find_among(model, embedded, query, top=top)
 
 
 def find_among(model: CLIP, embedded: Embedded, query: str, *, top: int = 10) -> list[Hit]:
-    """The `top` of the images that `model` has embedded which `query` describes best, the best first."""
-    similarity = (embedded.features @ embed_texts(model, [query]).T).squeeze(1)
+    """The `top` of the images that `model` has embedded which `query` describes best, the best first, of equal ones the
+    first."""
+    similarity = embed_texts(model, [query]) @ embedded.features.T
     require_finite("The similarities", similarity)
-    best = similarity.topk(min(top, len(embedded.indices)))
-    pairs = [embedded.source[embedded.indices[i]] for i in best.indices.tolist()]
+    found = best_first(similarity, top)[0].tolist()
+    pairs = [embedded.source[embedded.indices[place]] for place in found]
     return [
-        Hit(key=pair.key, path=str(pair.path), similarity=value)
-        for pair, value in zip(pairs, best.values.tolist(), strict=True)
+        Hit(key=pair.key, path=str(pair.path), similarity=float(similarity[0, place]))
+        for pair, place in zip(pairs, found, strict=True)
     ]

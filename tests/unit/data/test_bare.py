@@ -41,6 +41,8 @@ SOUND = {  # a quarter to the right
     "little-endian": exif(TURN),
     "big-endian": b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4),
     "cut after the orientation": exif(TURN, count=40),
+    "of four bytes": exif(tag(0x0112, 4, 1, 6)),
+    "of four bytes, big-endian": b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHII", 0x0112, 4, 1, 6) + bytes(4),
     "a tag that leads nowhere": exif(TURN, tag(0x011A, 5, 1, 2**31 - 1)),
     "a folder that leads to itself": exif(TURN, tag(0x8769, 4, 1, 8)),
     "written twice": b"Exif\0\0" + exif(TURN),

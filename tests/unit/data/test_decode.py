@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from limner.data import decode as module
 from limner.data.decode import (
@@ -65,6 +65,18 @@ def test_exif_orientation_is_applied():
     pixels = decode(content, 48)
     assert pixels.shape == (64, 48, 3)
     assert pixels[0].mean() < 20 < 235 < pixels[-1].mean()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(format: str, orientation: int):
+    image = Image.new("RGB", (64, 32), "white")
+    image.paste("red", (0, 0, 16, 8))  # one corner, so that all eight differ
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(image, format, exif=exif, **({"quality": 95} if format in ("JPEG", "WEBP") else {}))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert np.abs(decode(content, 32).astype(int) - np.asarray(upright).astype(int)).mean() < 1
 
 
 @given(width=st.integers(6, 90), height=st.integers(6, 90), resize=st.integers(1, 40))

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limner.data.sources.read import read_pairs
+from helpers.tars import tar
+from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.data.write import Sample, write_classes, write_shards
 from limner.errors import ConfigError, DataError, ModelError
@@ -20,6 +23,8 @@ from limner.evaluation.suite import evaluate, evaluate_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.model.clip import CLIP, create
 from limner.store.store import load
+from limner.use.classify import classify_images
+from limner.use.search import find
 
 
 @pytest.fixture
@@ -363,3 +368,100 @@ def test_numbers_without_names_are_not_classified_and_counted(model: CLIP, folde
     result = evaluate_task(model, folder_of_pairs / "list.csv")
     assert result.skipped["label without a classnames.txt (not classified)"] == 6
     assert all(row.metric.startswith("retrieval") for row in result.rows)
+
+
+def test_classnames_are_those_of_the_folders_of_that_name(model: CLIP, picture: Callable[..., bytes], tmp_path: Path):
+    for place, name in enumerate(["cat", "red_fox", "dog"]):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "0.png").write_bytes(picture(seed=place))
+    lines = ["dog", "Red fox", "owl", "cat"]
+    (tmp_path / "classnames.txt").write_text("\n".join(lines), encoding="utf-16")
+    found = evaluate_task(model, tmp_path / "set")
+    assert found.class_names == lines
+    assert {one.key: one.label for one in found.predictions} == {"cat/0.png": 3, "dog/0.png": 0, "red_fox/0.png": 1}
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "set")
+    assert evaluate_task(model, tmp_path / "elsewhere" / "link").class_names == lines
+
+
+def test_a_class_without_a_readable_picture_stays_one(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, content in {"cat": picture(), "dog": picture(seed=1), "owl": b"<html>"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(content)
+    assert evaluate_task(model, tmp_path).class_names == ["cat", "dog", "owl"]
+    assert "of which no picture can be read: owl" in capsys.readouterr().err
+
+
+def test_what_is_noted_of_a_task_is_said(model: CLIP, folder_of_pairs: Path, capsys: pytest.CaptureFixture[str]):
+    (folder_of_pairs / ".hidden").mkdir()
+    evaluate_task(model, folder_of_pairs)
+    find(model, folder_of_pairs, "a dog")
+    classify_images(model, folder_of_pairs, ["a", "b"], ["a {}"])
+    assert capsys.readouterr().err.count("Noted 1 times: hidden file or folder (passed by).") == 3
+
+
+def test_equal_features_tie_in_classes_and_in_a_search(
+    model: CLIP, folder_of_pairs: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(40):
+        (folder_of_pairs / f"{number:02d}.png").write_bytes(picture())
+    for top in (4, 40):
+        assert [hit.key for hit in find(model, folder_of_pairs, "a dog", top=top)] == [
+            f"{i:02d}.png" for i in range(top)
+        ]
+    constant = torch.nn.functional.normalize(torch.arange(1.0, 1 + model.architecture.embed_dim), dim=0)
+    monkeypatch.setattr(model, "encode_text", lambda texts, **_: constant.expand(len(texts), -1))
+    classifier = ZeroShotClassifier(model, [f"name {number}" for number in range(37)])
+    assert (
+        classifier.scores(torch.randn(9, len(constant), generator=torch.Generator().manual_seed(0))).std(dim=1) == 0
+    ).all()
+
+
+def test_prompts_that_are_cut_to_the_same_tie_and_are_said(model: CLIP, capsys: pytest.CaptureFixture[str]):
+    names = [" ".join(["very"] * 200 + [end]) for end in ("old", "new")]
+    classifier = ZeroShotClassifier(model, names)
+    scores = classifier.scores(torch.randn(5, model.architecture.embed_dim, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(scores[:, 0], scores[:, 1])
+    assert "4 of 4 sentences are longer than the 77 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", [0, -1, 2.5])
+def test_the_number_of_names_is_checked(model: CLIP, picture: Callable[..., bytes], top: Any):
+    with pytest.raises(ConfigError, match="top must be a whole number from 1 on"):
+        ZeroShotClassifier(model, ["a", "b"]).predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), top=top)
+
+
+def test_weights_that_are_not_finite_are_not_measured(model: CLIP, folder_of_pairs: Path):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(torch.inf)  # which makes features of zeros: finite
+            break
+    with pytest.raises(ModelError, match=r"The weights of the model to measure must be finite numbers.*running_var"):
+        evaluate_task(model, folder_of_pairs)
+
+
+def test_texts_as_labels_of_several_lists_are_one_set_of_classes(model: CLIP, folder_of_pairs: Path):
+    for name, labels in {"one": "ab", "two": "cb"}.items():
+        rows = "".join(f"{place:02d}.png,{label}\n" for place, label in enumerate(labels, start=2 * (name == "two")))
+        (folder_of_pairs / f"{name}.csv").write_text("path,label\n" + rows)
+    both = f"{folder_of_pairs / 'one.csv'}::{folder_of_pairs / 'two.csv'}"
+    found = evaluate_task(model, both)
+    assert found.class_names == ["a", "b", "c"] and [one.label for one in found.predictions] == [0, 1, 2, 1]
+    (folder_of_pairs / "three.csv").write_text("path,label\n04.png,0\n")
+    with pytest.raises(DataError, match="be texts in all of the sources, or numbers in all"):
+        evaluate_task(model, f"{both}::{folder_of_pairs / 'three.csv'}")
+
+
+def test_keys_in_shards_and_tables_are_no_class_folders(model: CLIP, picture: Callable[..., bytes], tmp_path: Path):
+    tar(tmp_path / "shards" / "0.tar", {f"part{number}/0.png": picture(seed=number) for number in range(2)})
+    (tmp_path / "tables").mkdir()
+    for number in range(2):
+        rows = pa.table({"image": [picture(seed=number)], "label": ["dog"]})
+        pq.write_table(rows, tmp_path / "tables" / f"{number}.parquet")
+    for folder in ("shards", "tables"):
+        with pytest.raises(DataError, match="with neither"):
+            evaluate_task(model, tmp_path / folder)
+    assert read_images(tmp_path / "tables").noted == {"label that is no whole number (not used)": 2}

@@ -83,6 +83,15 @@ def test_measuring_on_what_was_trained_on_is_said(
     assert told == [True, True, False] and capsys.readouterr().err.count("what it remembers") == 2
 
 
+def test_measuring_on_some_of_the_files_that_were_trained_on_is_said(folder_of_pairs: Path, tmp_path: Path):
+    path = train(one_epoch(folder_of_pairs, tmp_path / "run"))
+    (folder_of_pairs / "some.csv").write_text("path,caption\n" + "".join(f"{n:02d}.png,a\n" for n in range(20)))
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around" / "inner").symlink_to(folder_of_pairs)
+    for data in (folder_of_pairs / "some.csv", tmp_path / "around"):
+        assert evaluate_run(path, data)[0].trained_on
+
+
 def test_a_run_that_keeps_nothing_back_says_so_before_it_trains(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -22,12 +22,12 @@ import limner
 from limner.architecture import PAPER, ZOO, Architecture, ResNetConfig, TextConfig, ViTConfig
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, LimnerError, ModelError, StorageError
-from limner.model.clip import CLIP
+from limner.model.clip import CLIP, create
 from limner.store import convert
 from limner.store.doctor import examine
 from limner.store.pickles import OPENAI_FILES
-from limner.store.store import fingerprint_now, load
-from limner.store.tensors import Tensors
+from limner.store.store import fingerprint_now, load, save
+from limner.store.tensors import Tensors, read_tensors, write_tensors
 
 TEXT = TextConfig(layers=2, width=128, heads=2, vocab_size=602, context_length=20)
 VIT = Architecture(image=ViTConfig(layers=2, width=64, heads=1, patch_size=8), text=TEXT, embed_dim=32, image_size=32)
@@ -713,3 +713,26 @@ def test_bfloat16_weights_halve_the_memory_and_keep_the_direction(model: CLIP, t
     for a, b in zip(features(model), features(half), strict=True):
         assert b.dtype == torch.float32
         assert torch.nn.functional.cosine_similarity(a, b).min() > 0.999  # 3 decimal digits a number, in random models
+
+
+def test_of_a_tensor_in_two_files_the_one_that_the_index_names_is_read(tmp_path: Path):
+    write_tensors(tmp_path / "1.safetensors", {"a": torch.zeros(2), "b": torch.ones(2)})
+    write_tensors(tmp_path / "2.safetensors", {"a": torch.full((2,), 7.0), "c": torch.ones(2)})
+    names = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": names}))
+    assert {name: float(tensor[0]) for name, tensor in read_tensors(tmp_path / "index.json").items()} == {
+        "a": 0.0,
+        "b": 1.0,
+        "c": 1.0,
+    }
+
+
+@pytest.mark.parametrize("value", [1000.0, float("-inf")])
+def test_a_logit_scale_that_is_none_is_not_loaded(tmp_path: Path, value: float):
+    model = create("RN-nano")
+    with torch.no_grad():
+        next(parameter for name, parameter in model.named_parameters() if "logit_scale" in name).fill_(value)
+    save(model, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"must be finite numbers\. Got NaN or infinity in .*logit_scale"):
+        load(tmp_path / "model")
+    assert not next(check for check in examine(str(tmp_path / "model")) if check.what == "weights").fine

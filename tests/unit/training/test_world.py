@@ -89,7 +89,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("digits")
     write_demo(folder, source="digits", say=lambda _: None)
     data = ["--data", str(folder / "train"), "--test", str(folder / "test")]
-    return ["digits", *data, "--train.epochs", "1", "--train.precision", "fp32"]
+    return ["digits", *data, "--train.precision", "fp32"]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

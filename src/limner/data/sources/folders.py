@@ -52,7 +52,7 @@ def _pairs(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator
             continue
         content = _read_text(text, noted) if text is not None and _is_there(text, places) else b""
         noted[UNREAD_TEXT] += text is not None and not _is_there(text, places)
-        captions = [caption for caption in cleaned([content], noted) if caption]
+        captions = [caption for caption in cleaned([content], noted, most=MAX_TEXT_BYTES) if caption]
         yield Pair(
             key=printable(image.relative_to(folder).as_posix()),
             path=image,

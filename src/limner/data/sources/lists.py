@@ -8,6 +8,7 @@ quote may be a mark (as pandas and Python's csv write it) or just a sign (as in 
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -107,7 +108,7 @@ def source_of(
             continue
         image = _known_as(image, folder)
         captions_of.setdefault(image, []).extend(text for text in cleaned(row.captions, noted) if text)
-        label = "" if row.label is None else str(row.label).strip()
+        label = _as_label(row.label, noted)
         if label and labels.setdefault(image, label) != label:
             noted["picture with several labels (the first is used)"] += 1
     are_numbers = all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels.values())
@@ -128,6 +129,20 @@ def source_of(
     )
     source = sifted(path, pairs, skipped, noted, needs_caption=needs_caption)
     return source if are_numbers else replace(source, classes=tuple(names))
+
+
+def _as_label(label: Any, noted: Counter[str]) -> str:
+    """A class by its number or its name; "" where there is none."""
+    if label is None or label != label:  # NaN
+        return ""
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        noted["label that is neither a number nor a text (not used)"] += 1
+        return ""
+    text = str(label).strip()
+    if re.fullmatch(r"-\d+(\.0*)?", text):
+        noted["label below 0 (no class)"] += 1
+        return ""
+    return re.sub(r"^(\d+)\.0*$", r"\1", text)  # a column with gaps has been through pandas
 
 
 def _known_as(image: Path, folder: Path) -> Path:

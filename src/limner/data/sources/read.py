@@ -16,6 +16,7 @@ left out and counted by reason in `Source.skipped`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from limner.data.pairs import IMAGE_ENDINGS, Source, describe, mixture
 from limner.data.remote import is_address
@@ -23,7 +24,7 @@ from limner.data.sources.folders import is_folder, read_folder
 from limner.data.sources.lists import LISTS, is_list, read_list
 from limner.data.sources.shards import are_shards, read_shards
 from limner.data.sources.tables import are_tables, read_tables
-from limner.errors import DataError
+from limner.errors import DataError, named
 from limner.files import write_json
 
 
@@ -47,7 +48,7 @@ LAYOUTS = (
 """All layouts, in the order in which they are asked: a folder is one of pictures only if it is nothing else."""
 
 
-def read_pairs(path: str | Path, weights: Sequence[float] = ()) -> Source:
+def read_pairs(path: Any, weights: Sequence[float] = ()) -> Source:
     """The captioned pictures at `path`; see the module's docstring for the layouts.
 
     Of several sources, `a::b`, an epoch sees each pair once, or as often as `weights` say.
@@ -56,7 +57,7 @@ def read_pairs(path: str | Path, weights: Sequence[float] = ()) -> Source:
     return _read(path, weights, needs_caption=True)
 
 
-def read_images(path: str | Path) -> Source:
+def read_images(path: Any) -> Source:
     """The pictures at `path`, captioned or not.
 
     Raises `DataError` if there is no picture.
@@ -88,7 +89,14 @@ def split_pairs(data: str, weights: Sequence[float], *, holdout: float) -> tuple
     return source.split(holdout) if holdout else (source, replace(source, parts=(), shares=()))
 
 
-def _read(path: str | Path, weights: Sequence[float], *, needs_caption: bool) -> Source:
+def _read(path: Any, weights: Sequence[float], *, needs_caption: bool) -> Source:
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise DataError(
+            "The data path",
+            must="be a text or a pathlib.Path",
+            got=named(path),
+            then="Several go into one text with :: between them.",
+        )
     several = str(path).split("::")
     if len(several) > 1 or weights:
         sources = [_read_one(one, needs_caption=needs_caption) for one in several]

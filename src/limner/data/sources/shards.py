@@ -22,7 +22,9 @@ from typing import IO, Any
 import numpy as np
 
 from limner.data.pairs import (
+    CUT,
     IMAGE_ENDINGS,
+    MAX_CAPTION,
     MAX_CAPTIONS,
     SEVERAL_LINES,
     Pair,
@@ -48,6 +50,9 @@ from limner.data.sources.tar import CutShort, Member, members
 from limner.errors import DataError
 from limner.files import sha256_of
 
+TAR = r"\.(tar|tgz|tar\.(gz|bz2|xz|zst|lz4))$"
+OTHER_TAR = "tar file in a folder beside shards, compressed, or .TAR"
+DOTTED = "no picture (dots in the name: the key ends at the first)"
 SEVERAL_IMAGES = "picture of the same key as another (one of each key is read)"
 
 
@@ -73,12 +78,13 @@ def read_shards(path: str, *, needs_caption: bool) -> Source:
     if not here.is_dir():
         return _read(here, [here], needs_caption=needs_caption)
     source = _read(here, sorted(here.glob("*.tar")), needs_caption=needs_caption)
-    beside = Counter({"picture file beside shards": 0, "tar file in a folder beside shards, or .TAR": 0})
-    for folder, _, files in os.walk(here):
-        endings = Counter(Path(file).suffix for file in files if not file.startswith("."))
-        beside["picture file beside shards"] += sum(endings[one] for one in endings if one.lower() in IMAGE_ENDINGS)
-        beside["tar file in a folder beside shards, or .TAR"] += endings[".TAR"]
-        beside["tar file in a folder beside shards, or .TAR"] += endings[".tar"] if Path(folder) != here else 0
+    beside = Counter[str]()
+    for folder, folders, files in os.walk(here):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (Path(file) for file in files if not file.startswith(".")):
+            beside["picture file beside shards"] += name.suffix.lower() in IMAGE_ENDINGS
+            is_shard = name.suffix == ".tar" and Path(folder) == here
+            beside[OTHER_TAR] += re.search(TAR, name.name, re.IGNORECASE) is not None and not is_shard
     return replace(source, skipped=source.skipped + beside)
 
 
@@ -108,7 +114,8 @@ def _read(path: Path | str, shards: Sequence[Path | str], *, needs_caption: bool
     kind = Kind(build, _parts, fault="shard that is no tar file", own_name=lambda name: name.removesuffix(".tar"))
     source = read_indexed(path, shards, kind, needs_caption=needs_caption)
     if all(_in_lines(shard) for shard in shards):
-        return replace(source, noted=source.noted - Counter({SEVERAL_LINES: source.noted[SEVERAL_LINES]}))
+        of_whole = Counter({note: source.noted[note] for note in (SEVERAL_LINES, CUT)})
+        return replace(source, noted=source.noted - of_whole)
     return source
 
 
@@ -138,12 +145,13 @@ def build(path: Path) -> Index:
         table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
         for key, parts in samples.items():
             images = [parts[extension] for extension in IMAGE_ENDINGS if extension in parts]
+            dotted = [one for one in parts if one not in IMAGE_ENDINGS and PurePosixPath(one).suffix in IMAGE_ENDINGS]
+            skipped[DOTTED] += len(dotted)
+            skipped["no picture"] += not images and not dotted
+            skipped[SEVERAL_IMAGES] += max(0, len(images) - 1)
             if not images:
-                dotted = any(PurePosixPath(extension).suffix in IMAGE_ENDINGS for extension in parts)
-                skipped["no picture (dots in the name: the key ends at the first)" if dotted else "no picture"] += 1
                 continue
             image = images[0]
-            skipped[SEVERAL_IMAGES] += len(images) - 1
             if reason := unusable(image.size):
                 skipped[reason] += 1
                 continue
@@ -192,8 +200,10 @@ def _annotations(
     noted[f"captions after the first {MAX_CAPTIONS:,} of a pair (not used)"] += len(several) > MAX_CAPTIONS
     kept = list(zip(cleaned([text for text, _ in likely], noted), (chance for _, chance in likely), strict=True))
     if not any(text for text, _ in kept):
-        kept = [(text, 1.0) for text in cleaned([read(".txt").strip() or record.get("caption") or ""], noted)]
-        noted[SEVERAL_LINES] += "\n" in kept[0][0]
+        text = cleaned([read(".txt").strip() or record.get("caption") or ""], noted, most=MAX_TEXT_BYTES)[0]
+        kept = [(text, 1.0)]
+        noted[SEVERAL_LINES] += "\n" in text
+        noted[CUT] += len(text) > MAX_CAPTION
     kept = [(text, chance) for text, chance in kept if text]
     label = read(".cls").strip()
     return (
@@ -221,7 +231,7 @@ class Shard:
     count: int
     needs_caption: bool
     in_lines: bool = False
-    """A single caption of several lines is a caption for each line."""
+    """A single caption of several lines, which the index keeps whole, is a caption for each line."""
 
     @property
     def name(self) -> str:
@@ -240,9 +250,9 @@ class Shard:
         found = self._index()
         sample = int(found.captioned[index]) if self.needs_caption else index
         pair = found.pair(sample, self.path)
-        if self.in_lines and len(pair.captions) == 1:
-            return replace(pair, captions=tuple(parted(pair.captions, Counter(), in_lines=True)))
-        return pair
+        if len(pair.captions) != 1:
+            return pair
+        return replace(pair, captions=tuple(parted(pair.captions, Counter(), in_lines=self.in_lines)))
 
     def keys(self) -> Iterator[bytes]:
         """The keys of all pairs, from the index."""

@@ -223,7 +223,7 @@ def _columns(schema: Any) -> Columns | None:
         has_images=inside is not None,
         caption=first(texts, lambda kind: is_text(kind) or (is_list(kind) and is_text(kind.value_type))),
         key=first(KEY_COLUMNS, lambda kind: is_text(kind) or pyarrow().types.is_integer(kind)),
-        label=first(LABEL_COLUMNS, lambda kind: pyarrow().types.is_integer(kind) or (inside is None and is_text(kind))),
+        label=first(LABEL_COLUMNS, lambda _: True),
     )
 
 
@@ -277,7 +277,7 @@ def build(path: Path) -> Index:
                 table["keys"].append(b"".join(key).decode("utf-8", "replace"))
                 table["picture_offsets"].append(row)
                 table["picture_sizes"].append(size)
-                table["labels"].append(label if label is not None and 0 <= label < 2**31 else -1)
+                table["labels"].append(_number(label, noted))
                 table["held_out"].append(False)
                 table["counts"].append(len(said))
                 table["captions"] += said
@@ -294,6 +294,16 @@ def build(path: Path) -> Index:
         "path_ends": np.cumsum([len(beside) for beside in paths], dtype=np.int64),
     }
     return Index(sha256_of(path), path.stat().st_size, dict(skipped), dict(noted), arrays)
+
+
+def _number(label: Any, noted: Counter[str]) -> int:
+    """A class by its number; -1 where there is none."""
+    if label is None or label != label:  # NaN
+        return -1
+    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
+        noted["label that is no whole number (not used)"] += 1
+        return -1
+    return int(label) if 0 <= label < 2**31 else -1
 
 
 def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:

@@ -181,3 +181,29 @@ def test_a_list_that_is_no_file(folder_of_pairs: Path):
     os.mkfifo(folder_of_pairs / "list.csv")
     with pytest.raises(DataError, match=r"must be a file\. Got a pipe"):
         read_pairs(folder_of_pairs / "list.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_labels_with_gaps_are_the_same_numbers(folder_of_pairs: Path, kind: str):
+    """A column of whole numbers with a gap has been made floats by pandas; -1 says that there is none."""
+    labels = [0.0, 3.0, None, -1.0]
+    rows = [{"path": f"0{number}.png", "label": label} for number, label in enumerate(labels)]
+    file = folder_of_pairs / f"list.{kind}"
+    if kind == "csv":
+        file.write_text(
+            "path,label\n" + "".join(f"{row['path']},{'' if row['label'] is None else row['label']}\n" for row in rows)
+        )
+    elif kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    source = read_images(file)
+    assert [pair.label for pair in source] == [0, 3, None, None] and source.classes == ()
+    assert source.noted == {"label below 0 (no class)": 1}
+
+
+def test_labels_that_are_neither_numbers_nor_texts_are_noted(folder_of_pairs: Path):
+    lines = [{"path": f"0{number}.png", "label": label} for number, label in enumerate([True, [1], {"a": 1}, "dog"])]
+    (folder_of_pairs / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = read_images(folder_of_pairs / "list.jsonl")
+    assert source.classes == ("dog",) and source.noted == {"label that is neither a number nor a text (not used)": 3}

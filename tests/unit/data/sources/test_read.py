@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,9 @@ def test_pictures_need_no_captions(folder_of_pairs: Path):
     assert len(read_images(folder_of_pairs)) == 40
     with pytest.raises(DataError, match=r"with captions\. Got none, and 40 skipped: no caption"):
         read_pairs(folder_of_pairs)
+
+
+@pytest.mark.parametrize("path", ["", " ", None, b"data", ["a", "b"]])
+def test_what_is_no_path_is_refused(path: Any):
+    with pytest.raises(DataError, match=r"The data path must be a text or a pathlib\.Path"):
+        read_pairs(path)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from helpers.tars import tar
+from limner.data.pairs import CUT, MAX_CAPTION, SEVERAL_LINES
 from limner.data.sources.read import read_pairs
-from limner.data.sources.shards import SEVERAL_IMAGES
+from limner.data.sources.shards import DOTTED, OTHER_TAR, SEVERAL_IMAGES
 from limner.errors import DataError
 
 
@@ -86,3 +87,42 @@ def test_a_second_picture_of_the_same_key_is_counted(tmp_path: Path, picture: Ca
     tar(tmp_path / "0.tar", {"a.png": picture(), "a.jpg": picture(seed=1), "a.webp": picture(), "a.txt": b"a dog"})
     source = read_pairs(tmp_path)
     assert len(source) == 1 and source[0].read() == picture(seed=1) and source.skipped == {SEVERAL_IMAGES: 2}
+
+
+def test_pictures_with_dots_in_their_names_are_counted_one_by_one(tmp_path: Path, picture: Callable[..., bytes]):
+    dotted = {f"video.{number}.png": picture() for number in range(3)}
+    tar(tmp_path / "0.tar", {"a.png": picture(), "a.txt": b"a dog", "a.05.png": picture(), **dotted, "video.txt": b"x"})
+    source = read_pairs(tmp_path)
+    assert len(source) == 1 and source.skipped == {DOTTED: 4}
+
+
+def test_tars_beside_shards_that_are_not_read_are_counted(tmp_path: Path, picture: Callable[..., bytes]):
+    content = tar(tmp_path / "0.tar", {"a.png": picture(), "a.txt": b"a dog"}).read_bytes()
+    (tmp_path / "inner").mkdir()
+    for name in ("1.TAR", "2.tar.gz", "3.tgz", "inner/4.tar", "inner/5.tar.zst"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "0.tar.md5").write_text("the sum of a shard is no shard")
+    assert read_pairs(tmp_path).skipped == {OTHER_TAR: 5}
+
+
+def test_a_long_caption_file_is_cut_as_one_caption_and_whole_as_lines(tmp_path: Path, picture: Callable[..., bytes]):
+    lines = [f"caption number {number} {'x' * 90}" for number in range(1500)]
+    members = {"a.png": picture(), "a.txt": "\n".join(lines).encode()}
+    for folder in ("whole", "lines"):
+        tar(tmp_path / folder / "0.tar", members)
+    (tmp_path / "loose").mkdir()
+    for name, content in members.items():
+        (tmp_path / "loose" / name).write_bytes(content)
+    whole = read_pairs(tmp_path / "whole")
+    assert len(whole[0].captions[0]) == MAX_CAPTION and whole.noted == {SEVERAL_LINES: 1, CUT: 1}
+    for folder in ("lines", "loose"):
+        (tmp_path / folder / "dataset_type.txt").write_text("retrieval\n", encoding="utf-8-sig")
+        source = read_pairs(tmp_path / folder)
+        assert list(source[0].captions) == lines and not source.noted
+
+
+def test_only_ends_of_lines_end_a_caption(tmp_path: Path, picture: Callable[..., bytes]):
+    text = "one\u2028still one\x85and\x0bso on\r\ntwo\rthree"
+    tar(tmp_path / "0.tar", {"a.png": picture(), "a.txt": text.encode()})
+    (tmp_path / "dataset_type.txt").write_text("retrieval")
+    assert read_pairs(tmp_path)[0].captions == ("one\u2028still one\x85and\x0bso on", "two", "three")
