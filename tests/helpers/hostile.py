@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from limner.config import ImageConfig
 from limner.data.decode import DAMAGED, NO_IMAGE, TOO_LONG, TOO_MANY_PIXELS
 from limner.data.loader import Loader
 from limner.data.pairs import EMPTY, TOO_LARGE
-from limner.data.sources.folders import LINKED
+from limner.data.sources.folders import ALONE, HEIC, HIDDEN, LINKED, OTHER, UNREAD_TEXT
+from limner.data.sources.lists import UNLISTED
 from limner.data.sources.read import read_pairs
+from limner.data.sources.shards import DOTTED, OTHER_TAR, SEVERAL_IMAGES
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
 
@@ -178,6 +180,7 @@ def shard(folder: Path, *blocks: bytes, name: str = "0.tar", end: bytes = b"\0" 
 
 
 def written(path: Path, blocks: Iterable[bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for block in blocks:
             file.write(block)
@@ -572,6 +575,173 @@ def csv_cell_that_never_ends(folder: Path, big: bool) -> Expected:
     return Expected(error="The row that begins at line 2", opens="list.csv", megabytes=400)
 
 
+def listed(folder: Path, name: str, content: str | bytes, **expected: Any) -> Expected:
+    """A list beside the good pairs' pictures, good-0.jpg to good-3.jpg."""
+    for number in range(GOOD):
+        (folder / f"good-{number}.jpg").write_bytes(encoded("JPEG", seed=number))
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Expected(opens=name, **expected)
+
+
+def rows(count: int = GOOD, sign: str = ",") -> str:
+    return "".join(f"good-{number % GOOD}.jpg{sign}caption {number}\n" for number in range(count))
+
+
+@case
+def csv_quote_in_the_middle_that_is_left_open(folder: Path, big: bool) -> Expected:
+    content = "path,caption\n" + rows() + 'good-0.jpg,"a dog\n' + rows(100_000 if big else 10)
+    return listed(folder, "list.csv", content, error="The row that begins at line 6", megabytes=128)
+
+
+@case
+def csv_rows_of_other_numbers_of_cells(folder: Path, big: bool) -> Expected:
+    wrong = 100_000 if big else 10
+    content = "path,caption\n" + rows() + "good-0.jpg,a,b\ngood-1.jpg\n" * (wrong // 2)
+    return listed(folder, "list.csv", content, skipped={"row of another number of cells than the header": wrong})
+
+
+@case
+def csv_header_of_many_columns(folder: Path, big: bool) -> Expected:
+    many = "," * (1_000_000 if big else 1000)
+    content = "path,caption" + many + "\n" + "".join(row.rstrip() + many + "\n" for row in rows().splitlines())
+    return listed(folder, "list.csv", content, megabytes=512)
+
+
+@case
+def csv_that_names_files_elsewhere(folder: Path, big: bool) -> Expected:
+    places = ["/etc/passwd", "../../etc/passwd", "x" * 5000, "a\0b", "nowhere.jpg"]
+    content = "path,caption\n" + rows() + "".join(f"{place},a dog\n" for place in places)
+    return listed(folder, "list.csv", content, skipped={"picture file missing, or outside of the list's folder": 5})
+
+
+@case
+def csv_of_labels_alone(folder: Path, big: bool) -> Expected:
+    return listed(folder, "list.csv", "path,label\n" + rows(), error="Labels are no captions")
+
+
+@case
+def csv_in_utf16(folder: Path, big: bool) -> Expected:
+    return listed(folder, "list.csv", ("path,caption\n" + rows()).encode("utf-16"))
+
+
+@case
+def csv_in_utf16_without_its_mark(folder: Path, big: bool) -> Expected:
+    content = ("path,caption\n" + rows()).encode("utf-16-le")
+    return listed(folder, "list.csv", content, error="must name a picture column")
+
+
+@case
+def tsv_with_a_quote_left_open(folder: Path, big: bool) -> Expected:
+    """Quotes in a tsv may be signs like any other: each line is a row."""
+    return listed(folder, "list.tsv", "path\tcaption\n" + rows(GOOD - 1, "\t") + 'good-3.jpg\t"a 5" dog\n')
+
+
+@case
+def jsonl_of_late_columns(folder: Path, big: bool) -> Expected:
+    lines = [{"path": "good-0.jpg", "caption": "a"}, {"caption": "b", "image": "good-1.jpg"}, {"label": 3}]
+    lines += [{"text": ["c", "d"], "file_name": "good-2.jpg", "label": [[]] * 3}, {"path": "good-3.jpg", "title": "e"}]
+    noted = {"label that is neither a number nor a text": 1}
+    skipped = {"line without a picture's path": 1}
+    return listed(folder, "list.jsonl", "\n".join(map(json.dumps, lines)), noted=noted, skipped=skipped)
+
+
+@case
+def metadata_that_names_few(folder: Path, big: bool) -> Expected:
+    expected = listed(folder, "metadata.csv", "file_name,text\n" + rows(), skipped={UNLISTED: 3})
+    for name in ("more.jpg", "inner/more.PNG", "inner/deep/more.webp", "inner/.hidden/more.jpg"):
+        written(folder / name, [encoded("JPEG")])
+    return replace(expected, opens="")
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def loose(folder: Path) -> None:
+    """The good pairs as files."""
+    for number in range(GOOD):
+        written(folder / f"good-{number}.jpg", [encoded("JPEG", seed=number)])
+        written(folder / f"good-{number}.txt", [b"a caption"])
+
+
+@case
+def folder_of_links_in_circles(folder: Path, big: bool) -> Expected:
+    loose(folder / "real")
+    count = 1000 if big else 20
+    for number in range(count):
+        (folder / f"link-{number}").symlink_to([".", "..", "real", "/", f"link-{number}"][number % 5])
+    broken = count // 5  # a link to itself is no folder
+    return Expected(noted={LINKED: count - broken, OTHER: broken})
+
+
+@case
+def folder_of_links_to_a_folder_elsewhere(folder: Path, big: bool) -> Expected:
+    loose(folder / ".elsewhere")
+    (folder / ".elsewhere" / "back").symlink_to(folder)
+    for number in range(50):
+        (folder / f"link-{number:02d}").symlink_to(folder / ".elsewhere")
+    return Expected(noted={LINKED: 50, HIDDEN: 1})
+
+
+@case
+def folder_that_is_deep(folder: Path, big: bool) -> Expected:
+    loose(folder)
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(1200 if big else 50):  # step by step: the whole path is longer than a call may take in the end
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    return Expected()
+
+
+@case
+def folder_of_other_files(folder: Path, big: bool) -> Expected:
+    loose(folder)
+    count = 20_000 if big else 20
+    for number in range(count):
+        (folder / f"{number}{['.md', '.txt', '.heic', ''][number % 4]}").touch()
+        (folder / f".{number}.jpg").touch()
+    noted = {HIDDEN: count, OTHER: count // 2, ALONE: count // 4}
+    return Expected(skipped={HEIC: count // 4}, noted=noted)
+
+
+@case
+def names_of_files_that_are_odd(folder: Path, big: bool) -> Expected:
+    loose(folder)
+    for name in (b"\xff\xfe", b"a\nb", b"\x1b[31m", "\u202e".encode(), b"x" * 250, b"[red]", b" "):
+        written(folder / os.fsdecode(name + b".jpg"), [encoded("JPEG")])
+        written(folder / os.fsdecode(name + b".txt"), [b"x"])
+    return Expected(pairs=GOOD + 7)
+
+
+@case
+def captions_that_are_folders_and_links(folder: Path, big: bool) -> Expected:
+    loose(folder)
+    for name in ("a", "b", "c"):
+        written(folder / f"{name}.jpg", [encoded("JPEG")])
+    (folder / "a.txt").mkdir()
+    (folder / "b.txt").symlink_to("/etc/passwd")
+    (folder / "c.txt").symlink_to("c.txt")
+    return Expected(skipped={"no caption": 3}, noted={UNREAD_TEXT: 2})
+
+
+@case
+def shards_with_others_beside(folder: Path, big: bool) -> Expected:
+    path = shard(folder)
+    loose(folder / "beside")
+    for name in ("1.TAR", "2.tar.gz", "3.tgz", "inner/4.tar"):
+        written(folder / name, [path.read_bytes()])
+    return Expected(skipped={"picture file beside shards": GOOD, OTHER_TAR: 4})
+
+
+@case
+def pictures_of_one_key(folder: Path, big: bool) -> Expected:
+    endings = ("jpg", "png", "webp", "gif")
+    shard(folder, pair("a", encoded("JPEG")), *(member(f"a.{one}", encoded("PNG")) for one in (*endings[1:], "1.png")))
+    return Expected(pairs=GOOD + 1, skipped={SEVERAL_IMAGES: 3, DOTTED: 1})
+
+
 # --- files and indexes -----------------------------------------------------------------------------------------------
 
 
@@ -614,7 +784,7 @@ def pictures_that_are_fifos_and_links(folder: Path, big: bool) -> Expected:
     (folder / "3.txt").unlink()
     os.mkfifo(folder / "3.txt")
     skipped = {"broken link, or one that leads out of the folder": 3, "no caption": 1}
-    return Expected(pairs=GOOD - 1, skipped=skipped, noted={LINKED: 1, "caption file that cannot be read": 1})
+    return Expected(pairs=GOOD - 1, skipped=skipped, noted={LINKED: 1, UNREAD_TEXT: 1})
 
 
 @case
