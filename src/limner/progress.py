@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,8 +11,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(text: str) -> None:
-    """One line for people, or a few."""
-    print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
+    """One line for people, or a few. Words that nobody can take end no work: a closed pipe, a full disk."""
+    with suppress(OSError):
+        print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def visible(text: str) -> str:

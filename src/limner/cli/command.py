@@ -10,7 +10,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from limner.cli.data import data_bench, data_check, data_demo, data_shard, data_show, data_stats, tokenizer_train
 from limner.cli.model import convert, doctor, models
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and exit."""
+    sys.stdout, sys.stderr = sys.stdout or nowhere(), sys.stderr or nowhere()  # closed by whoever started this
     for stream in (sys.stdout, sys.stderr):  # a name that the locale cannot write is no reason to end
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -63,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         say("limner: interrupted")
         sys.exit(130)
     sys.exit(0)
+
+
+def nowhere() -> TextIO:
+    """A file that takes everything."""
+    return Path(os.devnull).open("w")
 
 
 def dispatch(args: list[str]) -> None:

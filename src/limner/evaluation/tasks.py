@@ -12,7 +12,6 @@ FOLDER/<class>/*.jpg, without any caption         ─> the lines of classnames.t
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +19,7 @@ import cattrs
 
 from limner.config import DEFAULT_TEMPLATES, RunConfig
 from limner.data.pairs import Pair, Source, lines_of
-from limner.data.sources.read import absolute, read_images, split_pairs
+from limner.data.sources.read import absolute, read_images, read_pairs, split_pairs
 from limner.data.tokenizer import clean
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row
@@ -120,17 +119,20 @@ def was_trained_on(run: RunDirectory, source: Source) -> bool:
     splits = [source, source.split(config.holdout)[0]] if config.test is None else [source]
     is_same = any(part.digest() in trained for one in splits for part in one.parts)
     is_there = not set(place_of_task(source).split("::")).isdisjoint(absolute(config.data).split("::"))
-    return is_same or is_there or not _files(source).isdisjoint(_files_trained_on(config))
+    files = _files(source)
+    return is_same or is_there or bool(files and files & _files_trained_on(config))
 
 
 def _files_trained_on(config: RunConfig) -> set[Path]:
     """The single files among the images that a run was trained on, as far as they are still there."""
     assert config.data is not None
-    with suppress(DataError):
-        return _files(
-            split_pairs(config.data, config.data_weights, holdout=config.holdout if config.test is None else 0)[0]
-        )
-    return set()
+    try:
+        source = read_pairs(config.data, config.data_weights)
+    except DataError:  # it is not there any more
+        return set()
+    if config.test is None and _files(source):
+        source, _ = source.split(config.holdout)
+    return _files(source)
 
 
 def _files(source: Source) -> set[Path]:

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from limner.cli.command import todays
@@ -45,3 +49,17 @@ def test_spellings_of_before(name: str, before: str, now: str, capsys: pytest.Ca
 def test_spellings_of_today_are_left_alone(name: str, args: str, capsys: pytest.CaptureFixture[str]):
     assert todays(name, args.split()) == (name, args.split())
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "2>/dev/full", ">&- 2>&-"])
+def test_a_command_ends_well_where_nobody_takes_its_words(folder_of_pairs: Path, closed: str):
+    done = subprocess.run(
+        f'"{sys.executable}" -m limner data stats "{folder_of_pairs}" {closed}',
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stderr
+    assert (">&-" in closed.replace("2>&-", "")) or "pairs" in done.stdout
