@@ -52,6 +52,7 @@ def gathered(args: Sequence[str], lists: Set[str]) -> list[str]:
     stretches: list[list[str]] = [[]]
     for arg in args:
         name, sign, value = arg.partition("=")
+        name = name.replace("_", "-")
         name = f"{name}s" if f"{name}s" in lists else name
         if name in lists:
             stretches.append([name, value] if sign else [name])
@@ -61,7 +62,7 @@ def gathered(args: Sequence[str], lists: Set[str]) -> list[str]:
             stretches[-1].append(arg)
     first: dict[str, list[str]] = {}
     for stretch in stretches[1:]:
-        name = stretch[0].partition("=")[0]
+        name = stretch[0].partition("=")[0].replace("_", "-")
         known = first.setdefault(name, stretch)
         if known is not stretch:
             require(name in lists, f"The option {name}", "be given once", "it several times", "Leave one of them out.")

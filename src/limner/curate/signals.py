@@ -66,7 +66,10 @@ class Texts:
 
 def different(pair: Pair) -> list[str]:
     """A pair's captions, each once: in its first form, where a text encoder sees no difference."""
-    return list({clean(caption): caption for caption in reversed(pair.captions)}.values())[::-1]
+    firsts = dict[str, str]()
+    for caption in pair.captions:
+        firsts.setdefault(clean(caption), caption)
+    return list(firsts.values())
 
 
 def read_texts(source: Source, indices: np.ndarray) -> Texts:

@@ -43,6 +43,8 @@ def test_values_of_an_option_given_twice_are_all_taken(args: list[str], as_one: 
 def test_another_option_given_twice_is_refused():
     with pytest.raises(ConfigError, match="--top must be given once"):
         gathered(["m", "--top", "3", "--labels", "a", "--top=4"], {"--labels"})
+    with pytest.raises(ConfigError, match="--labels-file must be given once"):
+        gathered(["--labels_file", "3", "--labels-file=4"], {"--labels"})
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

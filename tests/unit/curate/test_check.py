@@ -19,7 +19,7 @@ from limner.cli.command import main
 from limner.curate import signals
 from limner.curate.check import check
 from limner.curate.findings import Finding, Findings, First
-from limner.curate.signals import look_of
+from limner.curate.signals import different, look_of
 from limner.data import reading
 from limner.data.pairs import Pair
 from limner.data.sources.folders import LEADS_OUT
@@ -189,9 +189,11 @@ def test_the_same_caption_on_several_pictures(folder_of_pairs: Path):
 
 def test_a_pictures_own_caption_twice_is_no_copy(folder_of_pairs: Path):
     rows = [{"path": f"{number:02d}.png", "caption": [f"number {number}"] * 2} for number in range(40)]
+    rows[0]["caption"] = ["number 0", "another", "Number  0"]
     (folder_of_pairs / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found, _ = check(str(folder_of_pairs / "list.jsonl"), batch_size=32)
-    assert found.captions == 40 and found.frequent == ()
+    found, source = check(str(folder_of_pairs / "list.jsonl"), batch_size=32)
+    assert different(source[0]) == ["number 0", "another"]
+    assert found.captions == 41 and found.frequent == ()
 
 
 def test_captions_that_differ_in_capitals_and_blanks_are_the_same(folder_of_pairs: Path):
