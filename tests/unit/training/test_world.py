@@ -117,7 +117,8 @@ def test_a_run_on_two_ranks_ends_with_the_weights_of_one(digits: list[str], tmp_
 
 
 def test_a_sharded_checkpoint_continues_on_another_number_of_ranks(digits: list[str], tmp_path: Path):
-    settings = [*digits, "--train.micro-batch", "32", "--train.parallel", "fsdp", "--train.checkpoint-minutes", "1e-6"]
+    settings = [*digits, "--train.epochs", "1", "--train.micro-batch", "32", "--train.parallel", "fsdp"]
+    settings += ["--train.checkpoint-minutes", "1e-6"]
     run = RunDirectory(tmp_path / "run")
     whole = subprocess.run(torchrun(*settings, "--out", str(run.path)), capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
