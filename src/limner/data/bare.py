@@ -180,7 +180,8 @@ def _png(content: bytes) -> tuple[bytes, int]:
                 pixels = content.find(b"IDAT", at + 8)
                 end = pixels - 4 if pixels > 0 else len(content)
             if kind != b"tRNS" or not is_whole:
-                dropped.append((at, end))
+                first = dropped.pop()[0] if dropped and dropped[-1][1] == at else at  # a million in a row are one
+                dropped.append((first, end))
         at = end
     return _without(content, dropped), by_exif or by_xmp or 1
 

@@ -214,7 +214,10 @@ def _csv_rows(
     file.seek(0)
 
     def fit(sign: str) -> int:
-        return _fits(next(csv.reader([head], delimiter=sign, skipinitialspace=True), []), path.parent)
+        try:
+            return _fits(next(csv.reader([head], delimiter=sign, skipinitialspace=True), []), path.parent)
+        except csv.Error:  # cells too long for csv: those of another delimiter
+            return 0
 
     delimiter = max(",;\t|", key=fit)
     rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)

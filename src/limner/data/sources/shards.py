@@ -201,7 +201,7 @@ def _annotations(
     kept = list(zip(cleaned([text for text, _ in likely], noted), (chance for _, chance in likely), strict=True))
     if not any(text for text, _ in kept):
         text = cleaned([read(".txt").strip() or record.get("caption") or ""], noted, most=MAX_TEXT_BYTES)[0]
-        kept = [(text, 1.0)]
+        kept = [(text if "\n" in text else text[:MAX_CAPTION], 1.0)]
         noted[SEVERAL_LINES] += "\n" in text
         noted[CUT] += len(text) > MAX_CAPTION
     kept = [(text, chance) for text, chance in kept if text]
