@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from limner.config import ImageConfig
-from limner.data.decode import Unreadable, decode, drafted, opened, random_crop, rgb_fast, shorter_side_fast
+from limner.data.decode import Unreadable, decode, opened, random_crop, rgb_of, shorter_side_fast
 from limner.data.loader import Loader
 from limner.data.pairs import Source, order_of
 from limner.data.tokenizer import Tokenizer
@@ -89,8 +89,7 @@ def bench(source: Source, *, image_size: int, batch_size: int, batches: int, wor
 
 def decoded(content: bytes, resize: int) -> np.ndarray:
     """A picture as it is before it is resized."""
-    image = opened(content)
-    return rgb_fast(image, content, is_draft=drafted(image, resize))
+    return rgb_of(opened(content), least=2 * resize)
 
 
 def _timed(stage: str, items: list[Any], work: Callable[[Any], Any]) -> Stage:

@@ -11,12 +11,13 @@ of floats, up to 1 that is white, from 16 to 255 they stay as they are. Other nu
 measurements and no picture: `Unreadable`, and so are colours of 16 bits so dark that they cannot be told from 8 in a
 wider file.
 
-Nothing of Pillow's is changed for the program that uses limner, and half a picture is damaged here also where that
-program lets Pillow load half pictures (`ImageFile.LOAD_TRUNCATED_IMAGES`); a Pillow image that it hands in is read as
-it says.
+A picture that is not whole is damaged, also where its decoder would not say so (whole.py), and where the program that
+uses limner lets Pillow load half pictures (`ImageFile.LOAD_TRUNCATED_IMAGES`): nothing of Pillow's is changed for that
+program, and a Pillow image that it hands in is read as it says.
 """
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,7 +25,6 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 from jaxtyping import UInt8
 from PIL import (
@@ -42,6 +42,7 @@ from PIL import (
 from torch import Tensor
 
 from limner.data.bare import ORIENTATION, bare, exif_orientation
+from limner.data.whole import HOLE, damage, jpeg_pixels, rows_are_missing
 from limner.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -60,7 +61,6 @@ NO_IMAGE, DAMAGED, TOO_MANY_PIXELS, TOO_LONG, NO_COLOURS = (
     "numbers that are no colours",
 )
 """Why a picture cannot be used."""
-JPEGS = ("JPEG", "MPO")
 TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,6 +71,10 @@ TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 """How a picture becomes upright, by its orientation."""
+DEEP = re.compile(r";16|'ppm\w*'.*'RGB', (?!255\))\d{3}")
+"""Colours of more than 8 bits, in what Pillow calls the way in which pixels lie in a file."""
+PACKED = (5, 7, 8, 32946)
+"""A TIFF's numbers for LZW, JPEG and deflate."""
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0%c\0\0\0\0\0\0"
 """EXIF data of an orientation and nothing else."""
 _one_large = threading.Lock()
@@ -105,12 +109,11 @@ def decode(
     """
     try:
         image = opened(content, name)
-        is_draft = fast and drafted(image, resize)
         with _one_large if image.width * image.height > LARGE_PIXELS else nullcontext():
             begun()
             if not fast:
-                return np.asarray(shorter_side(to_rgb(image, name), resize))
-            return shorter_side_fast(rgb_fast(image, content, is_draft=is_draft, name=name), resize)
+                return np.asarray(shorter_side(Image.fromarray(rgb_of(image, name=name)), resize))
+            return shorter_side_fast(rgb_of(image, least=2 * resize, name=name), resize)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # on damaged files Pillow's readers raise whatever the damage leads to
@@ -127,6 +130,8 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
         if found is None:
             got = f"{len(content):,} bytes of another format" if content else "an empty file"
             raise Unreadable(name, NO_IMAGE, got)
+        if fault := damage(found.format, found.content):
+            raise Unreadable(name, DAMAGED, fault)
         image: Image.Image = READERS[found.format](io.BytesIO(found.content))
     except (DataError, MemoryError):
         raise
@@ -145,7 +150,32 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
         raise Unreadable(name, TOO_LONG, got)
     if found.format == "JPEG" and _has_scans(found.content) and found.content.count(b"\xff\xda") > MAX_SCANS:
         raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
+    if found.format == "TIFF":
+        if odd := _misread(image):
+            raise Unreadable(name, NO_COLOURS, odd)
+        if _has_a_hole(image, found.content):
+            raise Unreadable(name, DAMAGED, "a hole of zeros in its pixels")
     return image
+
+
+def _misread(tiff: Any) -> str | None:
+    """What a TIFF is, in words, if it is one of the kinds that Pillow reads as other numbers; None if it is not."""
+    tags = tiff.tag_v2
+    bits, palette = max(tags.get(258, (1,))), tags.get(320, ())
+    if bits == 16 and tags.get(262) == 0:
+        return "a TIFF of 16 bits in which white is 0"
+    if bits == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1:
+        return "a TIFF of 16 bits with its colours one by one"
+    if bits == 8 and 2 in tags.get(339, ()):
+        return "a TIFF of numbers below 0"
+    return "a TIFF with a palette of 8 bits in 16" if palette and max(palette) < 256 else None
+
+
+def _has_a_hole(tiff: Any, content: bytes) -> bool:
+    """Whether a strip or tile of packed pixels is zeros for longer than such pixels are."""
+    tags = tiff.tag_v2
+    places = zip(tags.get(273, tags.get(324, ())), tags.get(279, tags.get(325, ())), strict=False)
+    return tags.get(259) in PACKED and any(HOLE in content[start : start + size] for start, size in places)
 
 
 class _Strict(ImageFile.ImageFile):
@@ -160,15 +190,32 @@ class _Strict(ImageFile.ImageFile):
 
 
 class _StrictJpeg(JpegImagePlugin.JpegImageFile, _Strict):
-    def load_read(self, read_bytes: int) -> bytes:
-        """The next bytes; Pillow's own adds an end where there is none."""
-        return self.fp.read(read_bytes) if self.fp else b""
+    def content(self) -> bytes:
+        """The file, while it is not loaded."""
+        return self.fp.getvalue()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+    def load(self) -> Any:
+        if self.tile:
+            jpeg_pixels(self.content(), "CMYK" if self.mode == "CMYK" else "RGB")  # raises if it is not whole
+        return super().load()
 
 
-READERS: dict[str, Any] = {"JPEG": _StrictJpeg} | {
+class _StrictPng(PngImagePlugin.PngImageFile, _Strict):
+    def load(self) -> Any:
+        png = self.fp.getvalue() if self.tile and self.fp else b""  # pyright: ignore[reportAttributeAccessIssue]
+        pixels = super().load()
+        if png and (png[28] or self._ends_black()) and rows_are_missing(png):
+            raise OSError("rows are missing at its end")
+        return pixels
+
+    def _ends_black(self) -> bool:
+        """Whether the last row is all zeros, as rows are that the decoder did not come to."""
+        return not np.asarray(self.crop((0, self.height - 1, self.width, self.height))).any()
+
+
+READERS: dict[str, Any] = {"JPEG": _StrictJpeg, "PNG": _StrictPng} | {
     str(plugin.format): type(plugin.__name__, (plugin, _Strict), {})
     for plugin in (
-        PngImagePlugin.PngImageFile,
         WebPImagePlugin.WebPImageFile,
         AvifImagePlugin.AvifImageFile,
         BmpImagePlugin.BmpImageFile,
@@ -195,22 +242,17 @@ def _has_scans(content: bytes) -> bool:
     return True  # padding between segments, or nothing that is known: to be on the safe side
 
 
-def drafted(image: Image.Image, resize: int) -> bool:
-    """Have a JPEG of four times `resize` or more decoded at a fraction of its size; whether it is one."""
-    if image.format not in JPEGS or min(image.size) < 4 * resize:
-        return False
-    image.draft("RGB", (2 * resize, 2 * resize))
-    return True
+def rgb_of(image: Image.Image, *, least: int = 0, name: str = "picture") -> np.ndarray:
+    """The opened picture as `to_rgb` makes it, as uint8[height width 3].
 
-
-def rgb_fast(image: Image.Image, content: bytes, *, is_draft: bool, name: str = "picture") -> np.ndarray:
-    """The opened picture as `to_rgb` makes it, as uint8[height width 3]."""
-    is_plain = image.format in JPEGS and image.mode in ("RGB", "L") and not is_draft
-    if is_plain and _orientation(image) == 1:
-        try:
-            return simplejpeg.decode_jpeg(content, "RGB")  # the same values, without a copy
-        except ValueError:
-            pass  # damaged, or odd in a way that Pillow knows
+    With `least`, a JPEG that is large enough is decoded at a half, a quarter or an eighth of its size, both of whose
+    sides have that many pixels. Raises what `to_rgb` does, and `ValueError` for a JPEG that is not whole.
+    """
+    if isinstance(image, _StrictJpeg) and image.mode in ("RGB", "L"):
+        pixels = jpeg_pixels(image.content(), "RGB", least)  # the same values as Pillow's, without a copy
+        turn = TURNED.get(_orientation(image))
+        if pixels is not None:
+            return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
     return np.array(to_rgb(image, name))
 
 
@@ -223,7 +265,7 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
     Raises `Unreadable` for one whose numbers are no colours, or that is not whole, if it is a file that is not loaded
     yet; of one that `opened` opened, what Pillow raises.
     """
-    is_deep = image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", [])[:1])  # as it lies in the file
+    is_deep = image.mode in ("RGB", "RGBA", "CMYK") and DEEP.search(str(getattr(image, "tile", [])[:1])) is not None
     image = _loaded(image, name)
     if 0 in image.size:
         raise Unreadable(name, NO_IMAGE, f"{image.width} x {image.height} pixels")
@@ -238,8 +280,9 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
         image = image.convert("LA")
     if image.has_transparency_data:
         image = _on_white(image)
+    colours = image if image.mode == "CMYK" else image.convert("RGB")
     image = image.convert("RGB")
-    if is_deep and max(most for _, most in image.getextrema()) < 16:  # pyright: ignore[reportGeneralTypeIssues, reportUnknownArgumentType]
+    if is_deep and max(most for _, most in colours.getextrema()) < 16:  # pyright: ignore[reportGeneralTypeIssues, reportUnknownArgumentType]
         raise Unreadable(name, NO_COLOURS, "16-bit colours that are all but black, or 8 bits in a 16-bit file")
     return image
 

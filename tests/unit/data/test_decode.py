@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_the_centre_crop_is_central():
             encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")[
                 :900
             ],
-            "truncated",
+            "premature end",
         ),
         (encoded(Image.new("RGB", (64, 64)))[:60], ""),
     ],
@@ -303,6 +304,57 @@ def test_colours_of_8_bits_in_16_are_not_taken_for_black():
             decode(deep_png(deep), 48, fast=fast)
 
 
+def tiff(tags: dict[int, Any], pixels: bytes) -> bytes:
+    """A little-endian TIFF of 8 x 8 pixels; each tag's values are shorts."""
+    tags = {256: [8], 257: [8], 259: [1], 262: [1], 277: [1], 278: [8]} | tags
+    strips = len(tags[258]) if tags.get(284) == [2] else 1
+    tags |= {273: [0] * strips, 279: [len(pixels) // strips] * strips}
+    at = 8 + 2 + 12 * len(tags) + 4
+    more = b"".join(struct.pack(f"<{len(values)}H", *values) for values in tags.values() if len(values) > 2)
+    tags[273] = [at + len(more) + number * len(pixels) // strips for number in range(strips)]
+    directory, beside = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, beside = struct.pack("<I", at + len(beside)), beside + packed
+        directory += struct.pack("<HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + directory + bytes(4) + beside + pixels
+
+
+@pytest.mark.parametrize(
+    "tags, pixels, words",
+    [
+        ({258: [16], 262: [0]}, np.full(64, 60_000, "<u2"), "white is 0"),
+        ({258: [16, 16, 16], 262: [2], 277: [3], 284: [2]}, np.full(192, 60_000, "<u2"), "one by one"),
+        ({258: [8], 339: [2]}, np.full(64, -3, "i1"), "below 0"),
+        ({258: [8], 262: [3], 320: [200] * 768}, np.arange(64, dtype="u1"), "palette of 8 bits"),
+        ({258: [16] * 4, 262: [5], 277: [4]}, np.full(256, 200, "<u2"), "8 bits in a 16-bit file"),
+    ],
+)
+def test_a_tiff_that_pillow_reads_as_other_numbers_is_refused(tags: dict[int, Any], pixels: np.ndarray, words: str):
+    with pytest.raises(Unreadable, match=words) as caught:
+        decode(tiff(tags, pixels.tobytes()), 8)
+    assert caught.value.reason == NO_COLOURS
+
+
+def test_a_tiff_made_here_is_read():
+    assert decode(tiff({258: [8]}, bytes([77]) * 64), 8).tolist() == [[[77] * 3] * 8] * 8
+    palette = {258: [8], 262: [3], 320: [200 * 257] * 768}
+    assert decode(tiff(palette, bytes(64)), 8).tolist() == [[[200] * 3] * 8] * 8
+    colours = {258: [16] * 3, 262: [2], 277: [3]}
+    assert decode(tiff(colours, np.full(192, 300 * 100, "<u2").tobytes()), 8).tolist() == [[[117] * 3] * 8] * 8
+
+
+@pytest.mark.parametrize("most, value", [(65535, 200), (1023, 1023), (255, 200)])
+def test_a_ppm_of_8_bits_in_16_is_not_taken_for_black(most: int, value: int):
+    content = f"P6 8 8 {most}\n".encode() + np.full(192, value, "u1" if most < 256 else ">u2").tobytes()
+    if most == 65535:
+        with pytest.raises(Unreadable, match="all but black"):
+            decode(content, 8)
+    else:
+        assert decode(content, 8).tolist() == [[[255 if most == 1023 else 200] * 3] * 8] * 8
+
+
 @pytest.mark.parametrize(
     "mode", ["RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "CMYK", "YCbCr", "HSV", "I", "F", "LAB"]
 )
@@ -346,6 +398,78 @@ def test_half_a_picture_is_damaged_whatever_the_program_allows(format: str, monk
                 with pytest.raises(Unreadable):
                     decode(content[: int(share * len(content))], 32, fast=fast)
         assert ImageFile.LOAD_TRUNCATED_IMAGES is allowed
+
+
+@pytest.mark.parametrize(
+    "format, options",
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"subsampling": 0, "optimize": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("AVIF", {"quality": 95}),
+        ("GIF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_deflate"}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning", "ignore:Truncated:UserWarning")
+def test_pixels_that_are_zeros_or_cut_off_are_damaged(format: str, options: dict[str, Any]):
+    content = encoded(noise(400, 300), format, **options)
+    half = len(content) // 2
+    harmed = [content[:half] + bytes(len(content) - half), content[:half] + bytes(2048) + content[half + 2048 :]]
+    harmed += [content[:half], content[: half + 5000]]
+    if format == "JPEG":
+        harmed += [content[:half] + b"\xff\xd9", content[:-40] + b"\xff\xd9"]
+    assert decode(content, 300).shape == (300, 400, 3)
+    for one in harmed:
+        for fast in (False, True):
+            with pytest.raises(Unreadable):
+                decode(one, 32, fast=fast)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_with_more_before_its_end_or_behind_it_is_whole(mode: str):
+    content = encoded(noise(400, 300).convert(mode), "JPEG")
+    expected = decode(content, 64)
+    for one in (content[:-2] + bytes(300) + content[-2:], content + b"more"):
+        assert np.array_equal(decode(one, 64), expected) and decode(one, 64, fast=True).shape == expected.shape
+    for fast in (False, True):
+        if mode != "CMYK":
+            assert np.array_equal(decode(content[:-2], 64, fast=fast), decode(content, 64, fast=fast))
+        with pytest.raises(Unreadable, match="premature end"):
+            decode(content[: len(content) // 2] + content[-2:], 64, fast=fast)
+
+
+def test_each_changed_bit_of_a_png_is_found():
+    content = encoded(noise(40, 30), "PNG")
+    for at in range(16, len(content) - 16, 97):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        with pytest.raises(Unreadable):
+            decode(bytes(changed), 30)
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+def test_a_png_has_all_of_its_rows(is_interlaced: bool):
+    def png(rows: bytes) -> bytes:
+        head = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, is_interlaced)
+        parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+        told = (struct.pack(">I", len(part)) + name + part for name, part in parts)
+        sums = (struct.pack(">I", zlib.crc32(name + part)) for name, part in parts)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(one + end for one, end in zip(told, sums, strict=True))
+
+    passes = [(1, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4)] if is_interlaced else [(8, 8)]
+    rows = b"".join((b"\0" + b"\x50" * columns) * number for columns, number in passes)
+    assert np.array_equal(decode(png(rows), 8), np.full((8, 8, 3), 0x50))
+    assert np.array_equal(decode(png(bytes(len(rows))), 8), np.zeros((8, 8, 3)))  # black, and whole
+    for kept in (len(rows) // 2, len(rows) - 9, 0):
+        for fast in (False, True):
+            with pytest.raises(Unreadable):
+                decode(png(rows[:kept]), 8, fast=fast)
 
 
 def test_half_a_picture_that_somebody_opened_is_an_error_of_limner(monkeypatch: pytest.MonkeyPatch):
