@@ -11,6 +11,9 @@ from typing import IO, Any
 
 from limner.errors import ConfigError, StorageError
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one in another place, until `git lfs pull` has fetched that."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
@@ -51,8 +54,8 @@ def write_text(path: Path, content: str) -> None:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be written: bytes that are not UTF-8 are replaced."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """A file's name as text that can be written, another one for each name: a byte that is not UTF-8 becomes \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def places_of(folder: Path) -> tuple[Path, ...]:

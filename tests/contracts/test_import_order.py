@@ -13,7 +13,7 @@ ORDER = {
         "training evaluation use report demo cli __main__"
     ),
     "data": "order remote pairs bare whole decode tokenizer sources reading loader write show bench",
-    "data/sources": "kept tar arrow index lists folders shards tables read",
+    "data/sources": "kept tar arrow index beside lists folders shards tables read",
     "model": "transformer vit resnet text inputs clip size",
     "store": "tensors unpack pickles hub convert foreign golden store doctor onnx",
     "curate": "findings signals check",

@@ -28,10 +28,10 @@ from limner.config import ImageConfig
 from limner.data.decode import DAMAGED, NO_IMAGE, TOO_LONG, TOO_MANY_PIXELS
 from limner.data.loader import Loader
 from limner.data.pairs import EMPTY, TOO_LARGE
-from limner.data.sources.folders import ALONE, HEIC, HIDDEN, LINKED, OTHER, UNREAD_TEXT
-from limner.data.sources.lists import UNLISTED
+from limner.data.sources.beside import FOLDER_LINK, HEIC, IMAGE, OTHER_LIST, OTHER_TABLE, OTHER_TAR
+from limner.data.sources.folders import ALONE, HIDDEN, LEADS_OUT, LINKED, NO_FILE, OTHER, UNREAD_TEXT
 from limner.data.sources.read import read_pairs
-from limner.data.sources.shards import DOTTED, OTHER_TAR, SEVERAL_IMAGES
+from limner.data.sources.shards import DOTTED, SEVERAL_IMAGES
 from limner.data.tokenizer import Tokenizer
 from limner.errors import DataError
 
@@ -147,8 +147,9 @@ def member(name: bytes | str, content: bytes, kind: bytes = b"0") -> bytes:
     return header(name, len(content), kind) + padded(content)
 
 
-def pair(key: str, picture: bytes, caption: bytes = b"a caption", extension: str = "jpg") -> bytes:
-    return member(f"{key}.{extension}", picture) + member(f"{key}.txt", caption)
+def pair(key: str | bytes, picture: bytes, caption: bytes = b"a caption", extension: str = "jpg") -> bytes:
+    stem = key if isinstance(key, bytes) else key.encode()
+    return member(stem + f".{extension}".encode(), picture) + member(stem + b".txt", caption)
 
 
 def pax(*records: tuple[str, bytes]) -> bytes:
@@ -414,8 +415,16 @@ def names_that_lead_out(folder: Path, big: bool) -> Expected:
 
 @case
 def names_that_are_not_utf8(folder: Path, big: bool) -> Expected:
-    shard(folder, member(b"\xff\xfe.jpg", encoded("JPEG")), member(b"\xff\xfe.txt", b"x"))
-    return Expected(pairs=GOOD + 1)
+    """Names of the same length that differ in bytes that are none."""
+    shard(folder, *(pair(name, encoded("JPEG")) for name in (b"\xff", b"\xfe", b"\xe9", b"\xe8")))
+    return Expected(pairs=GOOD + 4)
+
+
+@case
+def a_second_archive_far_behind_the_end(folder: Path, big: bool) -> Expected:
+    """As of tar -b 4096, whose zeros at the end are megabytes."""
+    shard(folder, end=bytes(2**30 if big else 2**21) + pair("a", encoded("JPEG")) + bytes(1024))
+    return Expected(noted={"shard with more after the end of its archive": 1})
 
 
 @case
@@ -455,10 +464,11 @@ def captions_that_are_not_utf8(folder: Path, big: bool) -> Expected:
     shard(
         folder,
         pair("a", encoded("JPEG"), b"caf\xe9 \xff\xfe\0 x"),
+        pair("d", encoded("JPEG"), "a dog".encode("utf-16-le")),
         pair("b", encoded("JPEG"), utf16),
         member("c.jpg", encoded("JPEG")) + member("c.json", lone),
     )
-    return Expected(pairs=GOOD + 3, noted={NOT_UTF8: 2})
+    return Expected(pairs=GOOD + 4, noted={NOT_UTF8: 2, "caption with NUL signs": 1})
 
 
 @case
@@ -551,21 +561,22 @@ def pickles(folder: Path, big: bool) -> Expected:
     blocks = [member(f"{name}.{extension}", canary) for name in ("a", "good-0") for extension in ("pkl", "pyd", "pth")]
     blocks += [pair("b", canary), member("c.jpg", encoded("JPEG")), member("c.json", canary), member("c.cls", canary)]
     shard(folder, *blocks, member("c.txt", b"x"), member("c.npy", canary), member("c.pickle", canary))
-    return Expected(pairs=GOOD + 2, skipped={NO_PAIR: 1}, noted={BAD_JSON: 1}, dropped={NO_IMAGE: 1})
+    noted = {BAD_JSON: 1, "label that is no whole number": 1}
+    return Expected(pairs=GOOD + 2, skipped={NO_PAIR: 1}, noted=noted, dropped={NO_IMAGE: 1})
 
 
 @case
 def jsonl_that_is_deep(folder: Path, big: bool) -> Expected:
     (folder / "a.jpg").write_bytes(encoded("JPEG"))
     (folder / "list.jsonl").write_text('{"path":"a.jpg","caption":"x"}\n' + "[" * 100_000 + "\n")
-    return Expected(error="readable to its end", opens="list.jsonl")
+    return Expected(error="must be a JSON object", opens="list.jsonl")
 
 
 @case
 def jsonl_with_a_number_of_5000_digits(folder: Path, big: bool) -> Expected:
     (folder / "a.jpg").write_bytes(encoded("JPEG"))
     (folder / "list.jsonl").write_text('{"path":"a.jpg","caption":' + "9" * 5000 + "}\n")
-    return Expected(error="readable to its end", opens="list.jsonl")
+    return Expected(error="must be a JSON object", opens="list.jsonl")
 
 
 @case
@@ -627,13 +638,69 @@ def csv_in_utf16(folder: Path, big: bool) -> Expected:
 @case
 def csv_in_utf16_without_its_mark(folder: Path, big: bool) -> Expected:
     content = ("path,caption\n" + rows()).encode("utf-16-le")
-    return listed(folder, "list.csv", content, error="must name a picture column")
+    return listed(folder, "list.csv", content)
 
 
 @case
 def tsv_with_a_quote_left_open(folder: Path, big: bool) -> Expected:
     """Quotes in a tsv may be signs like any other: each line is a row."""
     return listed(folder, "list.tsv", "path\tcaption\n" + rows(GOOD - 1, "\t") + 'good-3.jpg\t"a 5" dog\n')
+
+
+@case
+def tsv_of_a_quote_that_nothing_closes(folder: Path, big: bool) -> Expected:
+    """The file's rest is in quotes, more than csv takes into a cell: then quotes are signs."""
+    more = 'good-0.jpg\t"a dog\n' + rows(1, "\t") * (100_000 if big else 6000)
+    noted = {"cell that begins with a quote that nothing closes": 1}
+    return listed(folder, "list.tsv", "path\tcaption\n" + rows(sign="\t") + more, noted=noted, megabytes=128)
+
+
+@case
+def csv_whose_quote_swallows_rows(folder: Path, big: bool) -> Expected:
+    """It ends in the next quote, so that one row of three cells is what is left of three lines."""
+    swallowed = 'good-0.jpg,"a dog\ngood-1.jpg,a cat\ngood-2.jpg,a fox",x\n'
+    skipped = {"row of another number of cells than the header": 3}
+    noted = {"cell of several lines": 1}
+    return listed(folder, "list.csv", "path,caption\n" + swallowed + rows(), skipped=skipped, noted=noted)
+
+
+@case
+def csv_of_line_ends_of_old(folder: Path, big: bool) -> Expected:
+    content = "path,caption\n" + rows() + 'good-0.jpg,"a dog\ngood-1.jpg,a cat"\n'
+    return listed(folder, "list.csv", content.replace("\n", "\r"), noted={"cell of several lines": 1})
+
+
+@case
+def csv_of_columns_twice(folder: Path, big: bool) -> Expected:
+    content = "path,caption,Caption\n" + "".join(f"{row},another\n" for row in rows().splitlines())
+    return listed(folder, "list.csv", content, noted={"column of the same name as another": 1})
+
+
+@case
+def jsonl_of_names_twice(folder: Path, big: bool) -> Expected:
+    lines = [f'{{"path": "good-{number}.jpg", "caption": "a", "caption": "b"}}\n' for number in range(GOOD)]
+    return listed(folder, "list.jsonl", "".join(lines), noted={"column of the same name as another": GOOD})
+
+
+@case
+def labels_that_are_no_numbers(folder: Path, big: bool) -> Expected:
+    labels = (b"cat", b"-1", b"1.5", b"99999999999")
+    labelled = [member(f"{n}.cls", label) + pair(str(n), encoded("JPEG")) for n, label in enumerate(labels)]
+    noted = {"label that is no whole number": 3, "label below 0": 1}
+    shard(folder, *labelled, member("e.cls", b" 3.0\n"), pair("e", encoded("JPEG")))
+    return Expected(pairs=GOOD + 5, noted=noted)
+
+
+@case
+def what_git_lfs_leaves(folder: Path, big: bool) -> Expected:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+    shard(folder, pair("a", pointer), pair("b", encoded("JPEG"), pointer))
+    return Expected(
+        pairs=GOOD + 1,
+        skipped={"no caption": 1},
+        dropped={NO_IMAGE: 1},
+        noted={"caption that Git LFS has in another place": 1},
+    )
 
 
 @case
@@ -647,7 +714,7 @@ def jsonl_of_late_columns(folder: Path, big: bool) -> Expected:
 
 @case
 def metadata_that_names_few(folder: Path, big: bool) -> Expected:
-    expected = listed(folder, "metadata.csv", "file_name,text\n" + rows(), skipped={UNLISTED: 3})
+    expected = listed(folder, "metadata.csv", "file_name,text\n" + rows(), skipped={IMAGE: 3})
     for name in ("more.jpg", "inner/more.PNG", "inner/deep/more.webp", "inner/.hidden/more.jpg"):
         written(folder / name, [encoded("JPEG")])
     return replace(expected, opens="")
@@ -732,7 +799,11 @@ def shards_with_others_beside(folder: Path, big: bool) -> Expected:
     loose(folder / "beside")
     for name in ("1.TAR", "2.tar.gz", "3.tgz", "inner/4.tar"):
         written(folder / name, [path.read_bytes()])
-    return Expected(skipped={"picture file beside shards": GOOD, OTHER_TAR: 4})
+    for name in ("0.parquet", "1.parquet", "photo.heic", "beside/metadata.csv"):
+        written(folder / name, [b"x"])  # the first one is about the shard of that name
+    (folder / "link").symlink_to(folder / "beside")
+    skipped = {IMAGE: GOOD, OTHER_TAR: 4, OTHER_TABLE: 1, HEIC: 1, OTHER_LIST: 1, FOLDER_LINK: 1}
+    return Expected(skipped=skipped)
 
 
 @case
@@ -783,7 +854,7 @@ def pictures_that_are_fifos_and_links(folder: Path, big: bool) -> Expected:
     (folder / "linked").symlink_to("/")
     (folder / "3.txt").unlink()
     os.mkfifo(folder / "3.txt")
-    skipped = {"broken link, or one that leads out of the folder": 3, "no caption": 1}
+    skipped = {LEADS_OUT: 2, NO_FILE: 1, "no caption": 1}
     return Expected(pairs=GOOD - 1, skipped=skipped, noted={LINKED: 1, UNREAD_TEXT: 1})
 
 
@@ -960,6 +1031,24 @@ def seventy_mebibytes_of_zeros(folder: Path, big: bool) -> Expected:
 @case
 def strip(folder: Path, big: bool) -> Expected:
     return pictured(folder, png(1, 60_000, deflated(bytes(2), 60_000)), TOO_LONG)
+
+
+@case
+def pictures_with_holes(folder: Path, big: bool) -> Expected:
+    """Of zeros, which their decoders pass over: the rest of the picture is black, grey or anything."""
+    side, damaged = 2000 if big else 200, list[bytes]()
+    for format in ("JPEG", "PNG", "WEBP", "AVIF", "GIF"):
+        content = encoded(format, (side, side))
+        half = len(content) // 2
+        damaged += [content[:half] + bytes(len(content) - half), content[:half] + bytes(4096) + content[half + 4096 :]]
+    shard(folder, *(pair(f"{number}", one) for number, one in enumerate(damaged)))
+    return Expected(pairs=GOOD + len(damaged), dropped={DAMAGED: len(damaged)}, megabytes=128)
+
+
+@case
+def png_of_half_its_rows(folder: Path, big: bool) -> Expected:
+    side = 5000 if big else 64
+    return pictured(folder, png(side, side, deflated(b"\0" + b"\7" * side, side // 2)), DAMAGED, megabytes=128)
 
 
 @case

@@ -30,7 +30,7 @@ ADVICE = {
     "row of another number": "Correct these rows; a cell with the delimiter in it needs quotes around it.",
     "tar file in a folder beside": "Give their folder, or all folders with :: between them; unpack .gz, and name "
     "them .tar.",
-    "picture file beside shards": "Move them elsewhere: beside shards, single pictures are not read.",
+    "picture file that nothing": "Move them elsewhere: beside shards, tables or a list, single pictures are not read.",
     "shard that is no tar file": "Fetch or write these shards again.",
     "shard cut short": "Fetch or write these shards again; the pairs before the cut are used.",
     "shard member that is not a plain file": "Links, devices and sparse files are not read; store the content itself.",

@@ -44,6 +44,7 @@ from torch import Tensor
 from limner.data.bare import ORIENTATION, bare, exif_orientation
 from limner.data.whole import HOLE, damage, jpeg_pixels, rows_are_missing
 from limner.errors import DataError
+from limner.files import LFS_POINTER
 
 MAX_PIXELS = 100_000_000
 LARGE_PIXELS = 2**24
@@ -129,6 +130,8 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
         found = bare(content)
         if found is None:
             got = f"{len(content):,} bytes of another format" if content else "an empty file"
+            if content.startswith(LFS_POINTER):
+                got = "what Git LFS leaves in a file's place: git lfs pull fetches the picture"
             raise Unreadable(name, NO_IMAGE, got)
         if fault := damage(found.format, found.content):
             raise Unreadable(name, DAMAGED, fault)

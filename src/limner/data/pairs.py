@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from limner.data.order import Order, uniform
 from limner.data.remote import local
 from limner.errors import DataError
+from limner.files import LFS_POINTER
 
 IMAGE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif"),
@@ -29,6 +30,7 @@ IMAGE_ENDINGS = (
 )
 MAX_IMAGE_BYTES = 64 * 2**20
 EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_IMAGE_BYTES >> 20} MiB"
+NOT_THERE = "picture file missing, or outside of the list's folder"
 MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
 """Characters of a caption, and captions of a pair; no text encoder reads as much."""
 MARKS = {
@@ -40,9 +42,20 @@ MARKS = {
 """Encodings that a text may name by its first bytes, longer marks first."""
 
 
-def encoding_of(front: bytes) -> str:
-    """The encoding of a text that begins with these bytes: what its mark says, UTF-8 without one."""
-    return next((name for mark, name in MARKS.items() if front.startswith(mark)), "utf-8")
+UNMARKED = {
+    re.compile(rb"[^\0]\0\0\0"): "utf-32-le",
+    re.compile(rb"\0\0\0[^\0]"): "utf-32-be",
+    re.compile(rb"[^\0]\0[^\0]\0"): "utf-16-le",
+    re.compile(rb"\0[^\0]\0[^\0]"): "utf-16-be",
+}
+"""Encodings without a mark, by how a text in Latin letters begins."""
+
+
+def encoding_of(content: bytes) -> str:
+    """The encoding of a text, by its first four bytes: what its mark says, or where its zeros are; else UTF-8."""
+    marked = (name for mark, name in MARKS.items() if content.startswith(mark))
+    unmarked = (name for begin, name in UNMARKED.items() if begin.match(content))
+    return next(marked, None) or next(unmarked, "utf-8")
 
 
 LISTED = 1024
@@ -381,11 +394,12 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
 def cleaned(captions: Iterable[object], noted: Counter[str], most: int = MAX_CAPTION) -> list[str]:
     """Captions as text without spaces around them, "" for what is none.
 
-    UTF-16 and UTF-32 are known by their marks. What is not UTF-8 is replaced, what is longer than `most` characters
-    cut; both are counted, and values that are no text.
+    Bytes are those of a file, and may be UTF-16 or UTF-32 (`encoding_of`). What is not UTF-8 is replaced, what is
+    longer than `most` characters cut; both are counted, and values that are no text.
     """
     texts = []
     for caption in captions:
+        encoding = encoding_of(caption) if isinstance(caption, bytes) else "utf-8"
         if isinstance(caption, str):
             try:
                 caption = caption.encode("utf-8", "surrogateescape")  # bytes that a reader could not decode
@@ -394,13 +408,44 @@ def cleaned(captions: Iterable[object], noted: Counter[str], most: int = MAX_CAP
         if not isinstance(caption, bytes):
             noted["caption that is no text"] += 1
             caption = b""
-        encoding = encoding_of(caption)
+        if caption.startswith(LFS_POINTER):
+            noted["caption that Git LFS has in another place (git lfs pull fetches it)"] += 1
+            caption = b""
         text = caption.decode(encoding, errors="replace")
         if "\ufffd" in text and (encoding != "utf-8" or text.encode() != caption):
             noted["caption that is not UTF-8 (a sign stands for each bad byte)"] += 1
+        noted["caption with NUL signs (each is a blank)"] += "\0" in text.rstrip("\0")
         noted[CUT] += len(text) > most
         texts.append(text.removeprefix("\ufeff")[:most].replace("\0", " ").strip())
     return texts
+
+
+def label_of(value: Any, noted: Counter[str]) -> str:
+    """A class as a text: its number in digits, or its name; "" where there is none. What is neither is noted."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        noted["label that is neither a number nor a text (not used)"] += 1
+        return ""
+    text = str(value).strip()
+    if re.fullmatch(r"-\d+(\.0*)?", text):
+        noted["label below 0 (no class)"] += 1
+        return ""
+    return re.sub(r"^(\d+)\.0*$", r"\1", text)  # a column with gaps has been through pandas
+
+
+def label_number(value: Any, noted: Counter[str]) -> int:
+    """A class by its number, where classes have no names; -1 where there is none. What is none is noted."""
+    text = label_of(value, noted)
+    if is_number(text):
+        return int(text)
+    noted["label that is no whole number (not used)"] += text != ""
+    return -1
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is the number of a class, and not its name."""
+    return label.isascii() and label.isdigit() and len(label) < 10
 
 
 LINE_END = re.compile(r"\r\n|\r|\n")

@@ -24,7 +24,7 @@ DAMAGE = re.compile(
 )
 """Warnings of libjpeg after which pixels are missing. Bytes too many are harmless where no hole is before them; what
 it says of versions, colours and the order of a scan's parts always is."""
-JPEG_HOLE, HOLE = bytes(64), bytes(1024)
+HOLE, HOLE_AT_END, JPEG_HOLE = bytes(1024), bytes(64), bytes(64)
 """Zeros in a row that packed pixels do not have. In a JPEG a flat picture may, but then no bytes are left over."""
 PIECE = 2**20
 """Bytes that are unpacked at a time."""
@@ -37,8 +37,11 @@ def damage(format: str, content: bytes) -> str | None:
     if format == "PNG":
         broken = (kind.decode("ascii", "replace") for kind, chunk in _chunks(content) if not _is_whole(chunk))
         return next((f"the checksum of the chunk {kind} is wrong" for kind in broken), None)
-    if format in ("WEBP", "AVIF") and HOLE in (pixels := _pixels(format, content)):
-        return f"a hole of zeros at byte {pixels.find(HOLE):,} of its pixels"
+    if format in ("WEBP", "AVIF"):
+        pixels = _pixels(format, content)
+        at = pixels.find(HOLE) if HOLE in pixels else len(pixels.rstrip(b"\0"))
+        if len(pixels) - at >= len(HOLE_AT_END):
+            return f"a hole of zeros at byte {at:,} of its pixels"
     return None
 
 
@@ -93,6 +96,9 @@ def _is_whole(chunk: memoryview) -> bool:
 
 
 def _pixels(format: str, content: bytes) -> bytes:
-    """Where the packed pixels of a WebP or AVIF are: what follows the name of their first chunk."""
-    found = re.search(rb"VP8[ L]" if format == "WEBP" else rb"mdat", content)
-    return content[found.end() :] if found else b""
+    """The packed pixels of a WebP or AVIF: the first chunk of them, less its size."""
+    found = re.search(rb"VP8[ L](.{4})" if format == "WEBP" else rb"(.{4})mdat", content, re.DOTALL)
+    if found is None:
+        return b""
+    size = int.from_bytes(found[1], "little" if format == "WEBP" else "big")
+    return content[found.end() :][: size if size > 1 else None]  # an AVIF's may be said elsewhere, or go to the end

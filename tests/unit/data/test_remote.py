@@ -415,10 +415,10 @@ def test_file_addresses_are_paths(shards: Path, tmp_path: Path):
     assert not (tmp_path / "cache").exists() and (shards / ".limner" / "00000.tar.index").exists()
 
 
-def publish_indexes(shards: Path, folder: str = ".limner") -> None:
+def publish_indexes(shards: Path) -> None:
     read_pairs(shards)
     for file in (shards / ".limner").iterdir():
-        put(f"odd://bucket/set/{folder}/{file.name}", file.read_bytes())
+        put(f"odd://bucket/set/.limner/{file.name}", file.read_bytes())
 
 
 def test_an_index_beside_a_shard_is_fetched_instead_of_it(shards: Path):
@@ -430,12 +430,6 @@ def test_an_index_beside_a_shard_is_fetched_instead_of_it(shards: Path):
     assert Odd.opened["/bucket/set/00000.tar"] == 1 and Odd.opened["/bucket/set/00001.tar"] == 0
     read_pairs("odd://bucket/set")  # by the index in the cache
     assert Odd.opened["/bucket/set/.limner/00000.tar.index"] == 1
-
-
-def test_an_index_in_a_folder_of_the_projects_old_name_is_fetched_too(shards: Path):
-    publish_indexes(shards, ".limn")
-    assert read_pairs("odd://bucket/set").fingerprint == read_pairs(shards).fingerprint
-    assert not [name for name in Odd.opened if name.endswith(".tar")]
 
 
 def test_a_shard_must_be_the_one_that_its_index_is_of(shards: Path):

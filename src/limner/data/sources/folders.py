@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, lines_are_captions, parted, sifted
+from limner.data.sources.beside import HEIC
 from limner.data.sources.index import FOLDER, MAX_TEXT_BYTES
 from limner.files import is_file_in, places_of, printable
 
@@ -24,7 +25,7 @@ HIDDEN, LINKED, CLOSED, OTHER, ALONE = (
 )
 LEADS_OUT = "broken link, or one that leads out of the folder"
 UNREACHED = "picture in a folder that may not be entered"
-HEIC = "HEIC picture (not read: save it as JPEG)"
+NO_FILE = "pipe, socket or device that is named as a picture"
 UNREAD_TEXT = "caption file that cannot be read"
 ABOUT = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "README.txt", "LICENSE.txt")
 """Text files that are about the folder."""
@@ -48,7 +49,7 @@ def _pairs(folder: Path, skipped: Counter[str], noted: Counter[str]) -> Iterator
     in_lines = lines_are_captions(folder)
     for image, text, places in _images(folder, skipped, noted):
         if not _is_there(image, places):
-            skipped[LEADS_OUT if os.path.lexists(image) else UNREACHED] += 1
+            skipped[LEADS_OUT if image.is_symlink() else UNREACHED if _is_closed(image) else NO_FILE] += 1
             continue
         content = _read_text(text, noted) if text is not None and _is_there(text, places) else b""
         noted[UNREAD_TEXT] += text is not None and not _is_there(text, places)
@@ -68,6 +69,15 @@ def _is_there(path: Path, places: Sequence[Path]) -> bool:
         return is_file_in(places, path) if path.is_symlink() else path.is_file()
     except OSError:  # a folder that may be listed, but not entered
         return False
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether nothing can be said of a file, for its folder may not be entered."""
+    try:
+        path.lstat()
+    except OSError:
+        return True
+    return False
 
 
 def _images(
@@ -111,7 +121,7 @@ def _entries(
         noted[CLOSED] += 1
         return []
     shown = [entry for entry in found if not entry.name.startswith(".")]
-    noted[HIDDEN] += sum(entry.name.startswith(".") and entry.name not in (FOLDER, ".limn") for entry in found)
+    noted[HIDDEN] += sum(entry.name.startswith(".") and entry.name != FOLDER for entry in found)
     texts, others = dict[str, Path](), list[os.DirEntry[str]]()
     for entry in shown:
         name = Path(entry.name)

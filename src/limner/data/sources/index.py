@@ -41,15 +41,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from limner.data.pairs import MAX_IMAGE_BYTES, Pair, Part, Prefixed, Source
+from limner.data.pairs import MAX_IMAGE_BYTES, NOT_THERE, Pair, Part, Prefixed, Source
 from limner.data.remote import cache_folder, content_of, expect, local, name_of, size_of
 from limner.data.sources.kept import Kept
 from limner.errors import DataError, StorageError
 from limner.files import is_file_in, sha256_of, write_bytes
 from limner.progress import say, track
 
-FORMAT, FORMATS = "limner index 2", ("limner index 2", "limner index 1", "limn index 1")
-"""What an index file calls itself, and what is read: those of before tell no change time and no inode."""
+FORMAT = "limner index 3"
+"""What an index file calls itself; one of another format is made anew."""
 FOLDER = ".limner"
 MAX_TEXT_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
@@ -209,9 +209,9 @@ _unkept: dict[Path | str, tuple[dict[str, Any], Index]] = {}
 """Indexes that no file could be written for, and what would have been said there."""
 
 
-def index_file(path: Path | str, folder: str = FOLDER) -> Path:
+def index_file(path: Path | str) -> Path:
     """Where the index of a shard is kept."""
-    return path.parent / folder / f"{path.name}.index" if isinstance(path, Path) else _elsewhere(path)
+    return path.parent / FOLDER / f"{path.name}.index" if isinstance(path, Path) else _elsewhere(path)
 
 
 def _elsewhere(path: Path | str) -> Path:
@@ -238,8 +238,10 @@ def ensure_index(path: Path | str, build: Callable[[Path], Index]) -> dict[str, 
     for _ in range(2):
         facts = _settled(path)
         told = next((told for told, _ in _known(path) if _facts_in(told) == facts), None)
-        if told is None:
-            index = _of_same_content(path, facts.size) or build(path)
+        are_missing = told is not None and NOT_THERE in told["skipped"]  # images beside a table, which may be there now
+        if told is None or are_missing:
+            _indexes.clear()
+            index = (None if are_missing else _of_same_content(path, facts.size)) or build(path)
             if facts_of(path) != facts:
                 continue
             told = _save(index, path, facts)
@@ -265,7 +267,7 @@ def no_shard(path: Path | str, got: object) -> DataError:
 
 def _files(path: Path | str) -> list[Path]:
     """The index files of a shard that are there; one that a link leads to from elsewhere is none."""
-    files = [index_file(path), index_file(path, ".limn")] if isinstance(path, Path) else []
+    files = [index_file(path)] if isinstance(path, Path) else []
     with suppress(StorageError):  # no cache folder
         files.append(_elsewhere(path))
     return [file for file in files if is_file_in([file.parents[1].resolve()], file)]
@@ -284,8 +286,7 @@ def _known(path: Path | str) -> Iterator[tuple[dict[str, Any], Callable[[], Inde
 def _beside(address: str) -> dict[str, Any] | None:
     """What the index beside a shard elsewhere says, which is taken to the cache; None if there is none that fits."""
     folder, _, name = address.rpartition("/")
-    places = (f"{folder}/{inside}/{name}.index" for inside in (FOLDER, ".limn"))
-    content = next((found for place in places if (found := content_of(place, MAX_INDEX_BYTES)) is not None), None)
+    content = content_of(f"{folder}/{FOLDER}/{name}.index", MAX_INDEX_BYTES)
     if content is None:
         return None
     with NamedTemporaryFile(suffix=".index") as file:
@@ -418,9 +419,7 @@ def _described(file: Path) -> dict[str, Any] | None:
     try:
         with safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
-        told: Any = json.loads(metadata["told"]) if metadata.get("format") in FORMATS else {}
-        if told and metadata["format"] != FORMAT:
-            told = {"ctime_ns": 0, "inode": 0} | told
+        told: Any = json.loads(metadata["told"]) if metadata.get("format") == FORMAT else {}
         counters = [*told["skipped"].values(), *told["noted"].values()] if told else []
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None

@@ -8,14 +8,14 @@ quote may be a mark (as pandas and Python's csv write it) or just a sign (as in 
 import csv
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, encoding_of, sifted
+from limner.data.pairs import LINE_END, NOT_THERE, Pair, Source, cleaned, encoding_of, is_number, label_of, sifted
+from limner.data.sources.beside import passed_by
 from limner.errors import DataError
 from limner.files import is_file_in, places_of, printable
 
@@ -23,9 +23,8 @@ LISTS = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "img", "file", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "sentence", "title", "description", "alt")
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "category", "target", "cls")
-NOT_THERE = "picture file missing, or outside of the list's folder"
-UNLISTED = "picture that the metadata list does not name"
 CELLS = "row of another number of cells than the header"
+SAME_NAME = "column of the same name as another (the {} one is read)"
 
 
 class Row(NamedTuple):
@@ -53,7 +52,7 @@ def is_list(path: str) -> bool:
 
 
 def read_list(path: str | Path, *, needs_caption: bool, around: Path | None = None) -> Source:
-    """The pairs that a list names; of a folder `around` it the images that it does not name are counted.
+    """The pairs that a list names; of a folder `around` it what it does not name is counted.
 
     Raises `DataError` for a list that cannot be read to its end.
     """
@@ -69,7 +68,7 @@ def read_list(path: str | Path, *, needs_caption: bool, around: Path | None = No
             encoding = encoding_of(opened.read(4)).replace("utf-8", "utf-8-sig")
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
             rows = read(path, file, needs_caption, skipped, noted)
-            return source_of(path, rows, path.parent, skipped, noted, needs_caption=needs_caption, around=around)
+            return source_of([path], rows, skipped, noted, needs_caption=needs_caption, around=around)
     except DataError:
         raise
     except OSError as error:
@@ -83,21 +82,20 @@ def read_list(path: str | Path, *, needs_caption: bool, around: Path | None = No
 
 
 def source_of(
-    path: Path,
+    lists: Sequence[Path],
     rows: Iterable[Row],
-    folder: Path,
     skipped: Counter[str],
     noted: Counter[str],
     *,
     needs_caption: bool,
     around: Path | None = None,
 ) -> Source:
-    """The pictures in `folder` that rows name, each once with all of its captions, and the class of each.
+    """The pictures that the rows of `lists`, all in one folder, name: each once with all of its captions and its class.
 
-    Of a folder `around` it, if one is given, the images that no row names are counted.
+    Of a folder `around` them, if one is given, what they do not name is counted.
     Labels that are all whole numbers are lines of classnames.txt; others are the classes' names, sorted.
     """
-    places = places_of(folder)
+    places = places_of(lists[0].parent)
     folder = places[0]
     captions_of: dict[Path, list[str]] = {}
     labels: dict[Path, str] = {}
@@ -108,14 +106,15 @@ def source_of(
             continue
         image = _known_as(image, folder)
         captions_of.setdefault(image, []).extend(text for text in cleaned(row.captions, noted) if text)
-        label = _as_label(row.label, noted)
+        label = label_of(row.label, noted)
         if label and labels.setdefault(image, label) != label:
             noted["picture with several labels (the first is used)"] += 1
-    are_numbers = all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels.values())
+    are_numbers = all(map(is_number, labels.values()))
     names = sorted(set(labels.values()))
     numbers = {name: int(name) if are_numbers else place for place, name in enumerate(names)}
     if around is not None:
-        skipped[UNLISTED] += sum(_known_as(image, folder) not in captions_of for image in _images_below(around))
+        read = {folder / file.name for file in lists}
+        skipped.update(passed_by(around.resolve(), lambda file: file in read or _known_as(file, folder) in captions_of))
     pairs = (
         Pair(
             key=printable(os.path.relpath(image, folder)),
@@ -127,35 +126,15 @@ def source_of(
         )
         for image, captions in captions_of.items()
     )
-    source = sifted(path, pairs, skipped, noted, needs_caption=needs_caption)
+    source = sifted(around or lists[0], pairs, skipped, noted, needs_caption=needs_caption)
     return source if are_numbers else replace(source, classes=tuple(names))
 
 
-def _as_label(label: Any, noted: Counter[str]) -> str:
-    """A class by its number or its name; "" where there is none."""
-    if label is None or label != label:  # NaN
-        return ""
-    if isinstance(label, bool) or not isinstance(label, str | int | float):
-        noted["label that is neither a number nor a text (not used)"] += 1
-        return ""
-    text = str(label).strip()
-    if re.fullmatch(r"-\d+(\.0*)?", text):
-        noted["label below 0 (no class)"] += 1
-        return ""
-    return re.sub(r"^(\d+)\.0*$", r"\1", text)  # a column with gaps has been through pandas
-
-
 def _known_as(image: Path, folder: Path) -> Path:
-    """Where an image really is in a folder; a link out of it, into a cache, as it is: names there say nothing."""
-    resolved = image.resolve()
+    """One path for an image, however a list spells it. A link stays what it is: two names of a file are two pictures,
+    and what a cache calls it says nothing."""
+    resolved = image.parent.resolve() / image.name
     return resolved if resolved.is_relative_to(folder) else image
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    """The images in a folder and in those inside it."""
-    for place, folders, files in os.walk(folder.resolve()):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in files if Path(name).suffix.lower() in IMAGE_ENDINGS)
 
 
 def columns_of(path: Path, columns: Sequence[str], *, needs_caption: bool) -> Columns:
@@ -179,19 +158,27 @@ def columns_of(path: Path, columns: Sequence[str], *, needs_caption: bool) -> Co
 
 
 def _jsonl_rows(
-    path: Path, file: IO[str], needs_caption: bool, skipped: Counter[str], _noted: Counter[str]
+    path: Path, file: IO[str], needs_caption: bool, skipped: Counter[str], noted: Counter[str]
 ) -> Iterator[Row]:
     """The row of each line, a JSON object with columns of its own; a caption may be a list of them."""
+
+    def as_record(said: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(said)
+        noted[SAME_NAME.format("last")] += len(said) - len(record)
+        return record
+
     names = dict[str, None]()
     good = 0
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
-        record = json.loads(line)
+        try:
+            record = json.loads(line, object_pairs_hook=as_record)
+            got = line.strip()[:60]
+        except (ValueError, RecursionError) as error:
+            record, got = None, f"{getattr(error, 'msg', error)} at its sign {getattr(error, 'pos', 0) + 1:,}"
         if not isinstance(record, dict):
-            raise DataError(
-                f"Line {number} of {path}", must="be a JSON object", got=line.strip()[:60], then="Correct that line."
-            )
+            raise DataError(f"Line {number:,} of {path}", must="be a JSON object", got=got, then="Correct that line.")
         names |= dict.fromkeys(record)
         columns = _columns(list(record))
         if columns.image is None:
@@ -233,9 +220,12 @@ def _closed(path: Path, rows: Any) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
+            is_long = "field limit" in str(error)
             raise DataError(
                 f"The row that begins at line {begins} of {path}",
-                must='close each quote at the end of a cell, and double those inside: "a ""big"" dog"',
+                must=f"have cells of {csv.field_size_limit():,} characters at most"
+                if is_long
+                else 'close each quote at the end of a cell, and double those inside: "a ""big"" dog"',
                 got=error,
                 then="Correct that line, or write the list as jsonl.",
             ) from error
@@ -248,32 +238,37 @@ def _tsv_rows(
 ) -> Iterator[Row]:
     """The rows of a tsv.
 
-    Where every line has as many cells as the first, no cell holds a tab or a line's end: a line is a row, and a cell is
-    unquoted if it is quoted well. Otherwise the file is read as pandas writes it if that gives every row as many cells;
-    if it does not, quotes are signs like any other, and the lines that have other numbers of cells are counted.
+    No cell holds a tab or a line's end where a line is a row; a cell is then unquoted if it is quoted well. If more
+    rows have the header's number of cells when the file is read as pandas writes it, it is read so; if not, quotes are
+    signs like any other.
     """
-    counts = {line.count("\t") for line in file if line.strip()}
+    by_lines = _misfits(line.count("\t") for line in file if line.strip())
     file.seek(0)
-    quoted = csv.reader(file, delimiter="\t", strict=True)
-    if len(counts) > 1 and _are_alike(quoted):
-        file.seek(0)
+    by_quotes = _misfits(len(row) for row in csv.reader(file, delimiter="\t", strict=True) if row)
+    file.seek(0)
+    if by_quotes < by_lines:
         rows = iter(csv.reader(file, delimiter="\t", strict=True))
     else:
-        file.seek(0)
-        rows = map(_cells, file)
+        rows = (_cells(line, noted) for line in file)
     yield from _rows(path, rows, needs_caption, skipped, noted)
 
 
-def _are_alike(rows: Iterable[list[str]]) -> bool:
+def _misfits(counts: Iterable[int]) -> int | float:
+    """How many rows have another number of cells than the first; infinitely many if one cannot be read."""
+    counts = iter(counts)
+    first = next(counts, 0)
     try:
-        return len({len(row) for row in rows if row}) == 1
+        return sum(count != first for count in counts)
     except csv.Error:
-        return False
+        return float("inf")
 
 
-def _cells(line: str) -> list[str]:
+def _cells(line: str, noted: Counter[str]) -> list[str]:
     """The cells of one line of a tsv, each unquoted if it is quoted well."""
     cells = line.rstrip("\r\n").split("\t") if line.strip() else []
+    noted["cell that begins with a quote that nothing closes (read as it is)"] += any(
+        cell.startswith('"') and cell.count('"') % 2 for cell in cells
+    )
     return [
         cell[1:-1].replace('""', '"')
         if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
@@ -293,15 +288,18 @@ def _rows(
         yield Row(first[image].strip(), [first[caption]], None)
     else:
         columns = columns_of(path, first, needs_caption=needs_caption)
+        same = Counter(name.strip().lower() for name in first)
+        noted[SAME_NAME.format("first")] += sum(same[name.strip().lower()] - 1 for name in columns if name is not None)
         image, caption, label = (None if name is None else first.index(name) for name in columns)
     assert image is not None
     for row in rows:
         if not row:
             continue
+        ends = sum(len(LINE_END.findall(cell.strip())) for cell in row)
+        noted["cell of several lines (is a quote missing?)"] += ends > 0
         if len(row) != len(first):
-            skipped[CELLS] += 1
+            skipped[CELLS] += 1 + ends  # lines that a quote has taken for one row
             continue
-        noted["cell of several lines (is a quote missing?)"] += any("\n" in cell.strip() for cell in row)
         captions = [] if caption is None else [row[caption]]
         yield Row(row[image].strip(), captions, None if label is None else row[label])
 

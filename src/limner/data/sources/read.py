@@ -24,7 +24,7 @@ from limner.data.sources.folders import is_folder, read_folder
 from limner.data.sources.lists import LISTS, is_list, read_list
 from limner.data.sources.shards import are_shards, read_shards
 from limner.data.sources.tables import are_tables, read_tables
-from limner.errors import DataError, named
+from limner.errors import DataError, LimnerError, named
 from limner.files import write_json
 
 
@@ -114,10 +114,17 @@ def _read_one(path: str, *, needs_caption: bool) -> Source:
         )
     if path.startswith(("file://", "local://")):
         path = path.partition("://")[2]
-    layout = next((layout for layout in LAYOUTS if layout.fits(path)), None)
-    if layout is None:
-        raise _unknown(Path(path))
-    source = layout.read(path, needs_caption=needs_caption)
+    try:
+        layout = next((layout for layout in LAYOUTS if layout.fits(path)), None)
+        if layout is None:
+            raise _unknown(Path(path))
+        source = layout.read(path, needs_caption=needs_caption)
+    except LimnerError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"The data at {path}", must="be readable", got=error, then="Change the permissions of that file or folder."
+        ) from error
     if len(source) == 0:
         raise DataError(
             f"The data at {path}",

@@ -30,11 +30,13 @@ from limner.data.pairs import (
     Pair,
     Source,
     cleaned,
+    label_number,
     lines_are_captions,
     parted,
     unusable,
 )
 from limner.data.remote import content_of, is_address, listing, name_of
+from limner.data.sources.beside import passed_by
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
     NUMBERS,
@@ -50,8 +52,6 @@ from limner.data.sources.tar import CutShort, Member, members
 from limner.errors import DataError
 from limner.files import sha256_of
 
-TAR = r"\.(tar|tgz|tar\.(gz|bz2|xz|zst|lz4))$"
-OTHER_TAR = "tar file in a folder beside shards, compressed, or .TAR"
 DOTTED = "no picture (dots in the name: the key ends at the first)"
 SEVERAL_IMAGES = "picture of the same key as another (one of each key is read)"
 
@@ -77,15 +77,10 @@ def read_shards(path: str, *, needs_caption: bool) -> Source:
         return _read(path, [Path(one) for one in expanded(path)], needs_caption=needs_caption)
     if not here.is_dir():
         return _read(here, [here], needs_caption=needs_caption)
-    source = _read(here, sorted(here.glob("*.tar")), needs_caption=needs_caption)
-    beside = Counter[str]()
-    for folder, folders, files in os.walk(here):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (Path(file) for file in files if not file.startswith(".")):
-            beside["picture file beside shards"] += name.suffix.lower() in IMAGE_ENDINGS
-            is_shard = name.suffix == ".tar" and Path(folder) == here
-            beside[OTHER_TAR] += re.search(TAR, name.name, re.IGNORECASE) is not None and not is_shard
-    return replace(source, skipped=source.skipped + beside)
+    shards = sorted(here.glob("*.tar"))
+    source = _read(here, shards, needs_caption=needs_caption)
+    about = {shard.with_suffix(".parquet") for shard in shards}  # img2dataset's, of the same pairs
+    return replace(source, skipped=source.skipped + passed_by(here, {*shards, *about}.__contains__))
 
 
 def expanded(pattern: str) -> list[str]:
@@ -205,11 +200,11 @@ def _annotations(
         noted[SEVERAL_LINES] += "\n" in text
         noted[CUT] += len(text) > MAX_CAPTION
     kept = [(text, chance) for text, chance in kept if text]
-    label = read(".cls").strip()
+    label = read(".cls").decode("utf-8", "replace")
     return (
         [text for text, _ in kept],
         [chance for _, chance in kept],
-        int(label) if label.isdigit() and len(label) < 10 else -1,
+        label_number(label, noted),
         record.get("held_out") is True,
     )
 

@@ -26,7 +26,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limner.data.pairs import Pair, Source, cleaned, unusable
+from limner.data.pairs import (
+    MAX_IMAGE_BYTES,
+    NOT_THERE,
+    TOO_LARGE,
+    Pair,
+    Source,
+    cleaned,
+    encoding_of,
+    label_number,
+    unusable,
+)
 from limner.data.sources.arrow import (
     broken,
     groups_of,
@@ -40,6 +50,7 @@ from limner.data.sources.arrow import (
     schema_of,
     texts_of,
 )
+from limner.data.sources.beside import METADATA, passed_by
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
     NUMBERS,
@@ -51,14 +62,13 @@ from limner.data.sources.index import (
     text_at,
 )
 from limner.data.sources.kept import Kept
-from limner.data.sources.lists import CAPTION_COLUMNS, LABEL_COLUMNS, NOT_THERE, PATH_COLUMNS, Row, read_list, source_of
+from limner.data.sources.lists import CAPTION_COLUMNS, LABEL_COLUMNS, PATH_COLUMNS, Row, read_list, source_of
 from limner.errors import DataError
 from limner.files import is_file_in, places_of, sha256_of
 
 IMAGE_COLUMNS = (*PATH_COLUMNS, "picture", "jpg", "jpeg", "png", "webp")
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "txt", "captions")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PART = 8192
 """Pairs in a part, which is row groups that lie together, or more: a window of parts is in a few files then."""
 KEPT_BYTES = 512 * 2**20
@@ -87,26 +97,20 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
     the columns that are needed, and `MissingExtra` without pyarrow.
     """
     here = Path(path)
-    skipped, noted = Counter[str](), Counter[str]()
     metadata = _metadata(here) if here.is_dir() else None
     if metadata is not None and metadata.suffix != ".parquet":
-        return replace(read_list(metadata, needs_caption=needs_caption, around=here), path=here)
+        return read_list(metadata, needs_caption=needs_caption, around=here)
     files = [metadata] if metadata is not None else _files(here)
-    columns = _columns(schema := schema_of(files[0]))
-    if columns is None or (needs_caption and columns.caption is None):
-        raise DataError(
-            f"The columns of {files[0]}",
-            must=f"be a picture column ({', '.join(IMAGE_COLUMNS)})"
-            + (f" and a caption column of text ({', '.join(TEXT_COLUMNS)})" if needs_caption else ""),
-            got=f"columns found: {', '.join(map(repr, schema.names)) or 'none'}",
-            then="Rename them.",
-        )
-    if columns.has_images:
+    if _columns_of(files[0], needs_caption=needs_caption).has_images:
         kind = Kind(build, _parts, fault="table that cannot be read", own_name=lambda name: Path(name).stem)
-        return read_indexed(here, files, kind, needs_caption=needs_caption)
-    rows = _rows_of_paths(files[0], columns, noted)
-    around = here if metadata is not None else None
-    return source_of(here, rows, files[0].parent, skipped, noted, needs_caption=needs_caption, around=around)
+        source = read_indexed(here, files, kind, needs_caption=needs_caption)
+        if not here.is_dir():
+            return source
+        read = {*files, *(image for part in source.parts for image in part.loose())}
+        return replace(source, skipped=source.skipped + passed_by(here, read.__contains__))
+    skipped, noted = Counter[str](), Counter[str]()
+    rows = (row for file in files for row in _rows_of_paths(file, noted, needs_caption=needs_caption))
+    return source_of(files, rows, skipped, noted, needs_caption=needs_caption, around=here if here.is_dir() else None)
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -135,7 +139,10 @@ def _names_files(file: Path) -> bool:
     if file.suffix == ".parquet":
         return "file_name" in schema_of(file).names
     with file.open("rb") as opened:
-        return b"file_name" in opened.read(2**16)
+        content = opened.read(2**16)
+    first = content.decode(encoding_of(content), "replace").removeprefix("\ufeff").lstrip().partition("\n")[0]
+    names = re.findall(r'"([^"]*)"\s*:', first) if file.suffix == ".jsonl" else re.split(r"[,;\t|]", first)
+    return any(name.strip().strip('"') == "file_name" for name in names)
 
 
 def _saved_splits(folder: Path) -> list[str]:
@@ -235,8 +242,25 @@ def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
         yield [text for text in cleaned(short, noted) if text]
 
 
-def _rows_of_paths(path: Path, columns: Columns, noted: Counter[str]) -> Iterator[Row]:
-    """The rows of a list."""
+def _columns_of(file: Path, *, needs_caption: bool) -> Columns:
+    """Which column is what. Raises `DataError` for a table without the columns that are needed."""
+    columns = _columns(schema := schema_of(file))
+    if columns is None or (needs_caption and columns.caption is None):
+        raise DataError(
+            f"The columns of {file}",
+            must=f"be a picture column ({', '.join(IMAGE_COLUMNS)})"
+            + (f" and a caption column of text ({', '.join(TEXT_COLUMNS)})" if needs_caption else ""),
+            got=f"columns found: {', '.join(map(repr, schema.names)) or 'none'}",
+            then="Rename them.",
+        )
+    return columns
+
+
+def _rows_of_paths(path: Path, noted: Counter[str], *, needs_caption: bool) -> Iterator[Row]:
+    """The rows of a list. Raises `DataError` for a table with the pictures inside, which is none."""
+    columns = _columns_of(path, needs_caption=needs_caption)
+    if columns.has_images:
+        raise broken(path, "pictures inside, where the tables beside it hold paths")
     with reading(path):
         for group, _ in groups_of(path, list(dict.fromkeys([columns.image, *columns.texts()])), None):
             names = (b"".join(row).decode("utf-8", "replace") for row in texts_of(group.column(columns.image)))
@@ -277,7 +301,7 @@ def build(path: Path) -> Index:
                 table["keys"].append(b"".join(key).decode("utf-8", "replace"))
                 table["picture_offsets"].append(row)
                 table["picture_sizes"].append(size)
-                table["labels"].append(_number(label, noted))
+                table["labels"].append(label_number(label, noted))
                 table["held_out"].append(False)
                 table["counts"].append(len(said))
                 table["captions"] += said
@@ -294,16 +318,6 @@ def build(path: Path) -> Index:
         "path_ends": np.cumsum([len(beside) for beside in paths], dtype=np.int64),
     }
     return Index(sha256_of(path), path.stat().st_size, dict(skipped), dict(noted), arrays)
-
-
-def _number(label: Any, noted: Counter[str]) -> int:
-    """A class by its number; -1 where there is none."""
-    if label is None or label != label:  # NaN
-        return -1
-    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
-        noted["label that is no whole number (not used)"] += 1
-        return -1
-    return int(label) if 0 <= label < 2**31 else -1
 
 
 def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:
@@ -342,7 +356,11 @@ class TablePair(Pair):
         if self.path != self.table:
             if not is_file_in(places_of(self.table.parent), Path(self.path)):
                 raise FileNotFoundError(f"no file {self.path} in the table's folder")
-            return super().read()
+            with Path(self.path).open("rb") as file:
+                content = file.read(MAX_IMAGE_BYTES + 1)  # it may have grown since the index was made
+            if len(content) > MAX_IMAGE_BYTES:
+                raise OSError(TOO_LARGE)
+            return content
         try:
             content = _images(self.table, self.sha256, self.group)[self.offset].as_py()
             content = content["bytes"] if isinstance(content, dict) else content

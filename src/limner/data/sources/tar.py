@@ -9,8 +9,8 @@ BLOCK = 512
 MAX_SAID_BYTES = 2**16
 """Bytes of a header about the next member (a name, a size) that are read, at most."""
 MAX_NAME_BYTES = 4096
-MAX_TRAIL_BYTES = 2**20
-"""Bytes that are looked at behind the end of the archive."""
+PIECE = 2**20
+"""Bytes that are looked at together, of those behind the end of the archive."""
 NOT_A_FILE = "shard member that is not a plain file"
 
 
@@ -38,7 +38,7 @@ def members(file: IO[bytes], noted: Counter[str]) -> Iterator[Member]:
     while offset < length:
         header = os.pread(descriptor, BLOCK, offset)
         if offset and len(header) == BLOCK and not header.strip(b"\0"):
-            if os.pread(descriptor, MAX_TRAIL_BYTES, offset).strip(b"\0"):
+            if any(os.pread(descriptor, PIECE, at).strip(b"\0") for at in range(offset, length, PIECE)):
                 noted["shard with more after the end of its archive (not read)"] += 1
             return
         kind, content, size = header[156:157], offset + BLOCK, _size(header)
@@ -65,7 +65,7 @@ def members(file: IO[bytes], noted: Counter[str]) -> Iterator[Member]:
             if "unread" in told or len(name) > MAX_NAME_BYTES:
                 noted["shard member with a name or header that is too long"] += 1
             elif not (kind == b"\0" and name.endswith(b"/")):  # an old way to write folders
-                yield Member(name.decode("utf-8", errors="replace"), content, size)
+                yield Member(name.decode("utf-8", errors="backslashreplace"), content, size)
         elif kind != b"5":
             noted[NOT_A_FILE] += 1
             more = kind == b"S" and header[482]

@@ -9,7 +9,8 @@ import pytest
 from helpers.tars import tar
 from limner.data.pairs import SEVERAL_LINES
 from limner.data.sources import folders
-from limner.data.sources.folders import ALONE, CLOSED, HEIC, HIDDEN, LEADS_OUT, LINKED, OTHER, UNREAD_TEXT
+from limner.data.sources.beside import HEIC
+from limner.data.sources.folders import ALONE, CLOSED, HIDDEN, LEADS_OUT, LINKED, OTHER, UNREAD_TEXT
 from limner.data.sources.read import read_images, read_pairs
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from limner.data.sources.lists import CELLS
 from limner.data.sources.read import read_images, read_pairs
 from limner.errors import DataError
 
@@ -207,3 +208,50 @@ def test_labels_that_are_neither_numbers_nor_texts_are_noted(folder_of_pairs: Pa
     (folder_of_pairs / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     source = read_images(folder_of_pairs / "list.jsonl")
     assert source.classes == ("dog",) and source.noted == {"label that is neither a number nor a text (not used)": 3}
+
+
+def test_links_to_one_file_are_pictures_of_their_own(folder_of_pairs: Path):
+    objects = folder_of_pairs / ".git" / "annex" / "objects"
+    objects.mkdir(parents=True)
+    (folder_of_pairs / "00.png").rename(objects / "SHA256-0")
+    for name in ("cat.png", "dog.png"):
+        (folder_of_pairs / name).symlink_to(objects / "SHA256-0")
+    (folder_of_pairs / "list.csv").write_text("path,caption,label\ncat.png,a cat,0\n./dog.png,a dog,1\ndog.png,two,1\n")
+    found = [(pair.key, pair.captions, pair.label) for pair in read_pairs(folder_of_pairs / "list.csv")]
+    assert found == [("cat.png", ("a cat",), 0), ("dog.png", ("a dog", "two"), 1)]
+
+
+def test_a_line_of_a_jsonl_that_is_none_is_named_by_the_files_line(folder_of_pairs: Path):
+    good = '{"path": "00.png", "caption": "a"}\n'
+    (folder_of_pairs / "list.jsonl").write_text(good * 4 + '{"path": "01.png", "caption" "b"}\n')
+    with pytest.raises(DataError, match=r"Line 5 of .*list.jsonl must be a JSON object. Got .* at its sign 30"):
+        read_pairs(folder_of_pairs / "list.jsonl")
+
+
+def test_a_tsv_is_read_in_the_way_that_more_rows_fit(folder_of_pairs: Path):
+    rows = ['00.png\t"two\nlines"', "01.png\ta dog\tmore", "02.png\ta cat"]
+    (folder_of_pairs / "list.tsv").write_text("\n".join(["path\tcaption", *rows]))
+    captions, skipped = told(folder_of_pairs / "list.tsv")
+    assert captions == [("two\nlines",), ("a cat",)] and skipped == {CELLS: 1}
+
+
+def test_a_cell_over_the_limit_of_csv_has_words_of_its_own(folder_of_pairs: Path):
+    (folder_of_pairs / "list.csv").write_text('path,caption\n00.png,"' + "x" * 140_000 + '"\n')
+    with pytest.raises(DataError, match=r"begins at line 2 .* cells of 131,072 characters at most"):
+        read_pairs(folder_of_pairs / "list.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_without_a_mark_zeros_tell_the_encoding(folder_of_pairs: Path, encoding: str):
+    (folder_of_pairs / "list.csv").write_text("path,caption\n00.png,ein Käse\n", encoding=encoding)
+    assert told(folder_of_pairs / "list.csv") == ([("ein Käse",)], {})
+    for text in folder_of_pairs.glob("*.txt"):
+        text.write_text("ein Käse ☕", encoding=encoding)
+    source = read_pairs(folder_of_pairs)
+    assert set(source.captions()) == {"ein Käse ☕"} and source.noted.total() == 1  # the list
+
+
+def test_a_cell_has_no_encoding_of_its_own(folder_of_pairs: Path):
+    (folder_of_pairs / "list.csv").write_bytes(b"path,caption\n00.png,\xff\xfeabcd\n")
+    source = read_pairs(folder_of_pairs / "list.csv")
+    assert list(source.captions()) == ["\ufffd\ufffdabcd"] and source.noted.total() == 1

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from limner.data.pairs import IMAGE_ENDINGS
-from limner.data.sources.folders import ALONE, HEIC, HIDDEN, LEADS_OUT, LINKED, OTHER, read_folder
-from limner.data.sources.lists import CELLS, NOT_THERE, read_list
+from limner.data.pairs import IMAGE_ENDINGS, NOT_THERE
+from limner.data.sources.beside import HEIC
+from limner.data.sources.folders import ALONE, HIDDEN, LEADS_OUT, LINKED, OTHER, read_folder
+from limner.data.sources.lists import CELLS, read_list
 
 CAPTIONS = some.text(some.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 """Of any visible signs: quotes, commas and semicolons among them."""

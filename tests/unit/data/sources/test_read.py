@@ -99,3 +99,16 @@ def test_pictures_need_no_captions(folder_of_pairs: Path):
 def test_what_is_no_path_is_refused(path: Any):
     with pytest.raises(DataError, match=r"The data path must be a text or a pathlib\.Path"):
         read_pairs(path)
+
+
+def test_what_may_not_be_read_is_an_error_of_limner(folder_of_pairs: Path, monkeypatch: pytest.MonkeyPatch):
+    """As of a metadata.csv, a train/ or a dataset_type.txt of somebody else's, whatever layout looks at it."""
+
+    def closed(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "metadata.csv")
+
+    for which in ("fits", "read"):
+        layout = Layout("closed", **({"fits": lambda _: True, "read": read_images} | {which: closed}))
+        monkeypatch.setattr(module, "LAYOUTS", (layout,))
+        with pytest.raises(DataError, match=r"must be readable. Got .*Permission denied.*metadata.csv.*permissions"):
+            read_pairs(folder_of_pairs)

@@ -7,8 +7,9 @@ import pytest
 
 from helpers.tars import tar
 from limner.data.pairs import CUT, MAX_CAPTION, SEVERAL_LINES
+from limner.data.sources.beside import IMAGE, OTHER_TAR
 from limner.data.sources.read import read_pairs
-from limner.data.sources.shards import DOTTED, OTHER_TAR, SEVERAL_IMAGES
+from limner.data.sources.shards import DOTTED, SEVERAL_IMAGES
 from limner.errors import DataError
 
 
@@ -80,7 +81,7 @@ def test_folders_inside_a_shard_and_shards_that_count_anew(tmp_path: Path, pictu
         ("1/cats/001", "a cat"),
         ("1/dogs/001", "a dog"),
     ]
-    assert source.skipped == {"picture file beside shards": 1}
+    assert source.skipped == {IMAGE: 1}
 
 
 def test_a_second_picture_of_the_same_key_is_counted(tmp_path: Path, picture: Callable[..., bytes]):

@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from limner.data import pairs
+from limner.data.pairs import NOT_THERE
 from limner.data.sources import arrow
 from limner.data.sources import tables as module
+from limner.data.sources.beside import FOLDER_LINK, HEIC, OTHER_LIST, OTHER_TABLE, OTHER_TAR
+from limner.data.sources.beside import IMAGE as UNLISTED
 from limner.data.sources.kept import Kept
-from limner.data.sources.lists import NOT_THERE, UNLISTED
 from limner.data.sources.read import read_images, read_pairs
 from limner.data.sources.tables import are_tables
 from limner.errors import DataError, MissingExtra
@@ -209,7 +211,7 @@ def test_pictures_that_cannot_be_used_are_counted(tmp_path: Path, pictures: list
         pairs.TOO_LARGE: 1,
         "no caption": 2,
     }
-    assert source.noted.total() == 1
+    assert source.noted == {"caption over 0 MiB (not read)": 1, "label below 0 (no class)": 4}
     pair = source[1]
     (folder / "beside.png").unlink()
     (folder / "beside.png").symlink_to(outside)  # the index knows the name, not what it stands for by now
@@ -389,3 +391,93 @@ def test_row_groups_are_unpacked_once_and_bounded(tmp_path: Path, pictures: list
     for index in (0, 9, 8, 0, 9):
         assert source[index].read() == pictures[index]
     assert len(unpacked) <= 2 + 4 and kept.bytes > 1
+
+
+# --- what else is in the folder --------------------------------------------------------------------------------------
+
+
+def with_others(folder: Path, picture: bytes) -> dict[str, int]:
+    """Put what is not read into a folder beside tables; how it is counted."""
+    for name in ("loose.png", "in/deep/loose.JPG", "in/.hidden/x.png", ".x.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture)
+    for name in ("photo.heic", "1.tar.gz", "in/2.tar", "in/x.PARQUET", "in/metadata.csv", "notes.md", "cache-1.arrow"):
+        (folder / name).write_bytes(b"x")
+    (folder / "link").symlink_to("in")
+    return {UNLISTED: 2, HEIC: 1, OTHER_TAR: 2, OTHER_TABLE: 1, OTHER_LIST: 1, FOLDER_LINK: 1}
+
+
+@pytest.mark.parametrize("has_images", [True, False])
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_every_file_of_a_folder_of_tables_is_read_or_counted(
+    tmp_path: Path, pictures: list[bytes], has_images: bool, suffix: str
+):
+    folder = tmp_path / f"set{suffix}"
+    folder.mkdir()
+    for part in range(3):
+        names = [f"{part}-{number}.png" for number in range(2)]
+        column = images(pictures[:2]) if has_images else pa.array(names)
+        pq.write_table(pa.table({"image": column, "caption": names}), folder / f"part-{part}.parquet")
+        for name in names if not has_images else ():
+            (folder / name).write_bytes(pictures[0])
+    if not has_images and not suffix:
+        return  # parquet files beside loose pictures do not make a folder a table
+    expected = with_others(folder, pictures[0])
+    source = read_pairs(folder)
+    assert sorted(source.captions()) == sorted(f"{part}-{number}.png" for part in range(3) for number in range(2))
+    assert source.skipped == expected
+    (folder / "part-3.parquet").write_bytes(b"no table")
+    if has_images:
+        assert read_pairs(folder).noted == {"table that cannot be read (part-3.parquet)": 1}
+
+
+def test_tables_of_paths_and_of_pictures_do_not_mix(tmp_path: Path, pictures: list[bytes]):
+    folder = tmp_path / "set.parquet"
+    folder.mkdir()
+    pq.write_table(pa.table({"path": ["a.png"], "caption": ["a"]}), folder / "0.parquet")
+    pq.write_table(pa.table({"path": images(pictures[:1]), "caption": ["a"]}), folder / "1.parquet")
+    (folder / "a.png").write_bytes(pictures[0])
+    with pytest.raises(DataError, match="pictures inside, where the tables beside it hold paths"):
+        read_pairs(folder)
+
+
+def test_a_split_that_is_not_read_is_counted(tmp_path: Path, pictures: list[bytes]):
+    for name in ("train", "unsplash"):
+        pq.write_table(pa.table({"image": images(pictures[:2]), "text": ["a", "b"]}), tmp_path / f"{name}.parquet")
+    source = read_pairs(tmp_path)
+    assert len(source) == 2 and source.skipped == {OTHER_TABLE: 1}
+
+
+@pytest.mark.parametrize("header", ["path,text", "path;file_names", '{"path": "a.png", "text": "x"}'])
+def test_a_list_that_only_speaks_of_file_names_is_no_metadata(tmp_path: Path, pictures: list[bytes], header: str):
+    ending = "jsonl" if header.startswith("{") else "csv"
+    more = '{"path": "b.png", "text": "file_name"}' if ending == "jsonl" else "b.png,file_name"
+    (tmp_path / f"metadata.{ending}").write_text(f"{header}\n{more}\n")
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(pictures[0])
+        (tmp_path / f"{name}.txt").write_text("a caption")
+    assert not are_tables(str(tmp_path)) and len(read_pairs(tmp_path)) == 2
+
+
+def test_pictures_beside_a_table_are_read_as_they_are_now(tmp_path: Path, pictures: list[bytes]):
+    rows = [{"bytes": None, "path": "grows.png"}, {"bytes": None, "path": "late.png"}]
+    table = pa.table({"image": pa.array(rows, IMAGE), "text": ["a", "b"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (tmp_path / "grows.png").write_bytes(b"x")
+    source = read_pairs(tmp_path / "x.parquet")
+    assert list(source.captions()) == ["a"] and source.skipped == {NOT_THERE: 1}
+    for name in ("grows.png", "late.png"):
+        (tmp_path / name).write_bytes(pictures[0])
+    assert source[0].read() == pictures[0]
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.read() for pair in source] == [pictures[0]] * 2 and not source.skipped
+
+
+@pytest.mark.parametrize("labels, expected", [([1.0, None, 3.0], [1, None, 3]), ([True, False, None], [None] * 3)])
+def test_labels_of_a_table_are_numbers_or_noted(tmp_path: Path, pictures: list[bytes], labels, expected):
+    pq.write_table(
+        pa.table({"image": images(pictures[:3]), "text": ["a"] * 3, "label": labels}), tmp_path / "x.parquet"
+    )
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.label for pair in source] == expected
+    assert source.noted.total() == 2 * (labels[0] is True)
