@@ -133,8 +133,6 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
             if content.startswith(LFS_POINTER):
                 got = "what Git LFS leaves in a file's place: git lfs pull fetches the picture"
             raise Unreadable(name, NO_IMAGE, got)
-        if fault := damage(found.format, found.content):
-            raise Unreadable(name, DAMAGED, fault)
         image: Image.Image = READERS[found.format](io.BytesIO(found.content))
     except (DataError, MemoryError):
         raise
@@ -153,6 +151,8 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
         raise Unreadable(name, TOO_LONG, got)
     if found.format == "JPEG" and _has_scans(found.content) and found.content.count(b"\xff\xda") > MAX_SCANS:
         raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
+    if fault := damage(found.format, found.content, short * long):
+        raise Unreadable(name, DAMAGED, fault)
     if found.format == "TIFF":
         if odd := _misread(image):
             raise Unreadable(name, NO_COLOURS, odd)
@@ -171,7 +171,7 @@ def _misread(tiff: Any) -> str | None:
         return "a TIFF of 16 bits with its colours one by one"
     if bits == 8 and 2 in tags.get(339, ()):
         return "a TIFF of numbers below 0"
-    return "a TIFF with a palette of 8 bits in 16" if palette and max(palette) < 256 else None
+    return "a TIFF with a palette of 8 bits in 16" if palette and 0 < max(palette) < 256 else None
 
 
 def _has_a_hole(tiff: Any, content: bytes) -> bool:

@@ -431,6 +431,16 @@ def test_pixels_that_are_zeros_or_cut_off_are_damaged(format: str, options: dict
                 decode(one, 32, fast=fast)
 
 
+@pytest.mark.parametrize(
+    "format, options", [("WEBP", {}), ("AVIF", {"speed": 10}), ("JPEG", {"optimize": True}), ("PNG", {})]
+)
+def test_flat_pictures_are_whole(format: str, options: dict[str, Any]):
+    for side in (8, 2000):
+        for colour in ("black", "white", "teal"):
+            content = encoded(Image.new("RGB", (side, side), colour), format, **options)
+            assert decode(content, 8, fast=True).shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_jpeg_with_more_before_its_end_or_behind_it_is_whole(mode: str):
     content = encoded(noise(400, 300).convert(mode), "JPEG")
