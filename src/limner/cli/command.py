@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        given = sys.argv[1:] if argv is None else argv
-        dispatch([os.fsencode(arg).decode("utf-8", "surrogateescape") for arg in given])  # whatever the locale
+        dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except LimnerError as error:
         say(f"limner: {error}")
@@ -59,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        say(f"limner: {error.filename or 'a file'}: {error.strerror or error}")
+        place = "" if error.filename is None else f"{error.filename}: "
+        say(f"limner: {place}{error.strerror or error}")
         sys.exit(1)
     except KeyboardInterrupt:
         say("limner: interrupted")

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from limner.cli.show import print_json, print_table, print_values
+from limner.cli.show import print_json, print_table, print_values, shortened
 from limner.errors import StorageError, TrainingError, require
 from limner.progress import say
 
@@ -74,7 +74,7 @@ def data_check(
         say("The first pairs as they were read:")
         print_table(
             ("key", "class", "captions"),
-            [(first.key, first.label or "", " | ".join(first.captions)) for first in findings.first],
+            [(first.key, first.label or "", shortened(" | ".join(first.captions))) for first in findings.first],
         )
     page = out or default_file(data)
     try:

@@ -7,6 +7,7 @@ the help; the others are flags; the first line of its docstring is its line in `
 import dataclasses
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence, Set
 from typing import Annotated, Any, get_origin
@@ -45,15 +46,11 @@ def from_flags(verb: Callable[..., Any], args: Sequence[str], name: str, **optio
 
 
 def gathered(args: Sequence[str], lists: Set[str]) -> list[str]:
-    """`args` with the values of each option in `lists` behind its first: of --label a --label b all but b were lost.
-
-    --label is --labels.
-    """
+    """`args` with the values of each option in `lists` behind its first: of --label a --label b all but b were lost."""
     stretches: list[list[str]] = [[]]
     for arg in args:
         name, sign, value = arg.partition("=")
         name = name.replace("_", "-")
-        name = f"{name}s" if f"{name}s" in lists else name
         if name in lists:
             stretches.append([name, value] if sign else [name])
         elif arg.startswith("--"):
@@ -82,6 +79,17 @@ class Described:
     def __call__(self, *values: Any, **flags: Any) -> None:
         """Call the verb."""
         self.verb(*values, **flags)
+
+
+def as_typed(text: str) -> str:
+    """A text of the command line as it was typed, which is UTF-8 whatever the locale takes it for; of a path the locale
+    is right."""
+    return os.fsencode(text).decode("utf-8", "surrogateescape")
+
+
+def shortened(text: str) -> str:
+    """A text for a cell of a table: its first 200 signs."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def require_top(top: int) -> None:

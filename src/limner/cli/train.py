@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +103,7 @@ def train_by_recipe(args: Sequence[str]) -> None:
             then=did_you_mean(name, RECIPES, "See limner train --help."),
         )
     given = {setting.partition("=")[0].replace("_", "-") for setting in settings}
+    has_none = "--tokenizer=None" in settings or ("--tokenizer", "None") in pairwise(settings)
     require(
         not {"--init", "--vocab-size"} <= given,
         "The settings --init and --vocab-size",
@@ -110,7 +112,7 @@ def train_by_recipe(args: Sequence[str]) -> None:
         "Leave --vocab-size out: the model to start from has its tokenizer, and its text encoder knows no other.",
     )
     require(
-        not {"--tokenizer", "--vocab-size"} <= given or not {"None", "--tokenizer=None"}.isdisjoint(settings),
+        not {"--tokenizer", "--vocab-size"} <= given or has_none,
         "The settings --tokenizer and --vocab-size",
         "not be given together",
         "both",

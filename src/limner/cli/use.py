@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from limner.cli.show import print_json, print_table, require_top
+from limner.cli.show import as_typed, print_json, print_table, require_top
 from limner.config import DEFAULT_TEMPLATES
 from limner.errors import require
 from limner.progress import say
@@ -41,13 +41,14 @@ def evaluate(
     from limner.evaluation.suite import evaluate_run
 
     evaluations = evaluate_run(model, data, device=device, precision=precision, keep=features)
-    rows = [row for evaluation in evaluations for row in evaluation.rows]
+    rows = [(evaluation.trained_on, row) for evaluation in evaluations for row in evaluation.rows]
     if json:
-        print_json([asdict(row) for row in rows])
+        print_json([asdict(row) | {"trained_on": trained_on} for trained_on, row in rows])
     else:
+        mark = {True: " (trained on)", False: ""}
         print_table(
             ("task", "metric", "value", "95 % interval", "of"),
-            [(row.task, row.metric, *describe_row(row), f"{row.count:,}") for row in rows],
+            [(row.task + mark[known], row.metric, *describe_row(row), f"{row.count:,}") for known, row in rows],
         )
 
 
@@ -57,6 +58,7 @@ def classify(
     /,
     *,
     labels: tuple[str, ...] = (),
+    label: tuple[str, ...] = (),
     labels_file: Path | None = None,
     template: tuple[str, ...] = DEFAULT_TEMPLATES,
     top: int = 5,
@@ -70,9 +72,9 @@ def classify(
     Args:
         model: a model directory or a finished run.
         images: picture files, or folders, lists and shards of them.
-        labels: the names to choose from; a single value may hold several, with commas between them; --label NAME as
-            often as you like is the same.
-        labels_file: a file of names, one a line, commas and all; they come after those of --labels.
+        labels: the names to choose from; a single value may hold several, with commas between them.
+        label: a name, commas and all; as often as you like. They come after those of --labels.
+        labels_file: a file of names, one a line, commas and all; they come last.
         template: one or more sentences with {} where the name goes; their features are averaged.
         top: how many names to print for each picture.
         device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
@@ -84,23 +86,25 @@ def classify(
     from limner.store.store import load
     from limner.use.classify import classify_images
 
-    names = names_in(labels) + (names_of(labels_file) if labels_file is not None else [])
+    names = [as_typed(name) for name in (*names_in(labels), *label)]
+    names += names_of(labels_file) if labels_file is not None else []
     require_top(top)
     require(
         bool(images), "IMAGES", "be one picture at least, or a folder of them", "none", "Give them before --labels."
     )
     require(
         bool(names),
-        "--labels or --labels-file",
+        "--labels, --label or --labels-file",
         "be one name at least",
         "none",
         "Put spaces between: --labels cat dog.",
     )
-    for label in labels:
-        if label.endswith(".txt") and Path(label).is_file():
-            say(f"{label} is taken for a name. For the names in that file: --labels-file {label}")
+    for given in (*labels, *label):
+        if given.endswith(".txt") and Path(given).is_file():
+            say(f"{given} is taken for a name. For the names in that file: --labels-file {given}")
     loaded = load(model, device=device, precision=precision)
-    answers = classify_images(loaded, images, names, template, top=top, keep=features)
+    templates = [as_typed(one) for one in template]
+    answers = classify_images(loaded, images, names, templates, top=top, keep=features)
     if json:
         print_json([asdict(answer) for answer in answers])
     else:
@@ -138,7 +142,7 @@ def search(
     from limner.use.search import find
 
     require_top(top)
-    hits = find(load(model, device=device, precision=precision), data, text, top=top, keep=features)
+    hits = find(load(model, device=device, precision=precision), data, as_typed(text), top=top, keep=features)
     if json:
         print_json([asdict(hit) for hit in hits])
     else:

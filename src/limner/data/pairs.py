@@ -184,8 +184,15 @@ class Chosen:
         return (keys[index] for index in self.indices.tolist())
 
     def loose(self) -> Iterator[Path]:
-        """The whole part's."""
-        return self.part.loose()
+        """Those of the chosen pairs."""
+        loose = set(self.part.loose())
+        paths = (self.pair(index).path for index in range(len(self) if loose else 0))
+        return (path for path in paths if isinstance(path, Path) and path in loose)
+
+
+def innermost(part: Part) -> Part:
+    """The stretch on disk that a part is, or is taken from."""
+    return innermost(part.part) if isinstance(part, Chosen | Prefixed) else part
 
 
 def chosen(part: Part, wanted: np.ndarray) -> Chosen:
@@ -369,6 +376,7 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
             then="Give --data-weights as many numbers as --data has parts between :: signs.",
         )
     classes = sorted({name for source in sources for name in source.classes})
+    places = {name: place for place, name in enumerate(classes)}
     numbered = (source for source in sources if classes and not source.classes)
     if any(pair.label is not None for source in numbered for pair in source):
         raise DataError(
@@ -380,7 +388,7 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
     return Source(
         path,
         tuple(
-            Prefixed(part, f"{number}/", tuple(classes.index(name) for name in source.classes))
+            Prefixed(part, f"{number}/", tuple(places[name] for name in source.classes))
             for number, source in enumerate(sources)
             for part in source.parts
         ),
@@ -472,6 +480,29 @@ def lines_of(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"The file {file}", must="be text in UTF-8", got=error, then="Save it as UTF-8.") from error
     return LINE_END.split(text) if text else []
+
+
+def lines_beside(path: Path | str, name: str) -> list[str]:
+    """The lines of the text file `name` that lies beside the data at `path`, or in the folder around it; none if there
+    is no such file. Raises `DataError` if several sources, a::b, have other ones.
+    """
+    found = [_lines_beside(Path(one), name) for one in str(path).split("::")]
+    if any(lines != found[0] for lines in found):
+        raise DataError(
+            f"The {name} of {path}",
+            must="be the same beside each source",
+            got="another one beside each, or none beside some",
+            then="Put the same file beside each, or give them one after the other.",
+        )
+    return found[0]
+
+
+def _lines_beside(path: Path, name: str) -> list[str]:
+    folder = path if path.is_dir() else path.parent
+    around = folder.parent, folder.resolve().parent  # of a link to a folder, around what it leads to
+    places = (place / name for place in (folder, *around))
+    file = next((place for place in places if place.is_file()), None)
+    return lines_of(file) if file else []
 
 
 def parted(captions: Sequence[str], noted: Counter[str], *, in_lines: bool) -> list[str]:

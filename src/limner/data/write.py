@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.data.decode import Unreadable, opened
-from limner.data.pairs import Source
+from limner.data.pairs import Source, lines_beside
 from limner.data.sources.read import read_pairs
 from limner.errors import ConfigError, DataError, MissingExtra
 from limner.files import read_json, replacing, sha256_of, write_json, write_text
@@ -54,6 +54,7 @@ class Sample:
 def repack(source: Source, folder: Path, *, per_shard: int = 10_000) -> Counter[str]:
     """Write the pairs of a source as shards in `folder`, in the source's order, the pictures' bytes as they are.
 
+    The names of its classes, where it has some, go into classnames.txt.
     The same pairs give shards of the same sha256. Returns the pairs whose picture has no header that can be read, by
     reason; they are left out. Raises `DataError` if the folder holds anything else than shards that limner wrote.
     """
@@ -83,14 +84,24 @@ def repack(source: Source, folder: Path, *, per_shard: int = 10_000) -> Counter[
                 record=record,
             )
 
-    write_shards(samples(), folder, origin={"fingerprint": source.fingerprint}, per_shard=per_shard)
+    class_names = source.classes or lines_beside(source.path, "classnames.txt")
+    origin = {"fingerprint": source.fingerprint}
+    write_shards(samples(), folder, origin=origin, per_shard=per_shard, class_names=class_names)
     return dropped
 
 
-def write_shards(samples: Iterable[Sample], folder: Path, *, origin: dict[str, Any], per_shard: int = 1000) -> None:
+def write_shards(
+    samples: Iterable[Sample],
+    folder: Path,
+    *,
+    origin: dict[str, Any],
+    per_shard: int = 1000,
+    class_names: Sequence[str] = (),
+) -> None:
     """Write `samples` as shards in `folder`, replacing what was there only once all of them are written.
 
-    `origin` goes into manifest.json: sources, versions, licences. One shard is in memory at a time.
+    `class_names` are what their labels count. `origin` goes into manifest.json: sources, versions, licences. One shard
+    is in memory at a time.
     """
     if folder.exists() and any(folder.iterdir()) and not _is_limners(folder):
         raise DataError(
@@ -113,6 +124,8 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, origin: dict[str, A
         first_key = 10 ** math.ceil(math.log10(per_shard)) * number
         keys = [f"{first_key + index:0{width}d}" for index in range(len(chunk))]
         shards.append(_write_shard(building, number, keys, chunk))
+    if class_names:
+        write_names(building, class_names)
     written = read_pairs(building)
     write_json(
         building / "manifest.json",
@@ -139,9 +152,14 @@ def _is_limners(folder: Path) -> bool:
     return isinstance(manifest, dict) and {"shards", "origin"} <= set(manifest)
 
 
+def write_names(folder: Path, class_names: Sequence[str]) -> None:
+    """Write classnames.txt, a line for each class, by its number."""
+    write_text(folder / "classnames.txt", "".join(f"{' '.join(name.split())}\n" for name in class_names))
+
+
 def write_classes(folder: Path, class_names: Sequence[str], templates: Sequence[str]) -> None:
     """Name the classes of the labelled shards below `folder`, as CLIP_benchmark does: {c} stands for the name."""
-    write_text(folder / "classnames.txt", "".join(f"{name}\n" for name in class_names))
+    write_names(folder, class_names)
     lines = "".join(f"{template.replace('{}', '{c}')}\n" for template in templates)
     write_text(folder / "zeroshot_classification_templates.txt", lines)
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from limner.embed import require_finite
 
+ROWS = 1024
+"""Queries whose scores are put in order together, for memory's sake."""
 WILSON = "Wilson, 95 %"
 """The kind of interval of a share of independent trials."""
 
@@ -59,8 +61,21 @@ def ranks_of_right(
 
 
 def best_first(scores: Float[Tensor, "queries candidates"], top: int) -> Int[Tensor, "queries top"]:
-    """The candidates with the highest scores, of equal ones the first; all of them if there are fewer than `top`."""
-    return scores.argsort(dim=1, descending=True, stable=True)[:, :top]
+    """The candidates with the highest scores, of equal ones the first; all of them if there are fewer than `top`.
+
+    A stable sort would do, at eighty times the time. Raises `ModelError` for scores that are not finite.
+    """
+    require_finite("The scores", scores)
+    top = min(top, scores.shape[1])
+    return torch.cat([_best_first(chunk, top) for chunk in scores.split(ROWS)]) if top else scores.long()
+
+
+def _best_first(scores: Float[Tensor, "queries candidates"], top: int) -> Int[Tensor, "queries top"]:
+    last = scores.topk(top, dim=1).values[:, -1:]
+    better, equal = scores > last, scores == last
+    is_in = better | (equal & (equal.cumsum(dim=1) <= top - better.sum(dim=1, keepdim=True)))
+    found = is_in.nonzero()[:, 1].unflatten(0, (len(scores), top))
+    return found.gather(1, scores.gather(1, found).argsort(dim=1, descending=True, stable=True))
 
 
 def share_within(rank: Int[Tensor, " queries"], k: int) -> float:

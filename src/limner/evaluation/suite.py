@@ -60,23 +60,24 @@ def evaluate_run(
             got="none",
             then="Give them with --data PATH.",
         )
-    evaluations = [_evaluate_for(run, model, task, keep=keep) for task in data or [None]]
-    for evaluation in evaluations if run.is_finished else []:
-        try:
-            write_evaluation(run, evaluation)
-        except StorageError as error:
-            say(f"The numbers are not kept: {error}")
-    return evaluations
+    sources = [read_images(task) for task in data] or [own_task(run)]  # all, before the first is measured
+    is_kept_back = not data and run.read_config().test is None
+    return [_evaluate_for(run, model, source, kept_back=is_kept_back, keep=keep) for source in sources]
 
 
-def _evaluate_for(run: RunDirectory, model: CLIP, task: str | Path | None, *, keep: Path | None) -> Evaluation:
-    """The evaluation of a run's model on `task`, None: the run's own; of one that it was trained on, with a word."""
-    source = own_task(run) if task is None else read_images(task)
-    kept_back = task is None and run.read_config().test is None
+def _evaluate_for(run: RunDirectory, model: CLIP, source: Source, *, kept_back: bool, keep: Path | None) -> Evaluation:
+    """The evaluation of a run's model on `source`, which is kept in its eval/; of one that it was trained on, with a
+    word."""
     trained_on = run.is_finished and not kept_back and was_trained_on(run, source)
     if trained_on:
         say(f"{run.path} was trained on pairs of {source.path}: the numbers say what it remembers, not what it can do.")
-    return replace(evaluate_task(model, source, keep=keep), kept_back=kept_back, trained_on=trained_on)
+    found = replace(evaluate_task(model, source, keep=keep), kept_back=kept_back, trained_on=trained_on)
+    try:
+        if run.is_finished:
+            write_evaluation(run, found)
+    except StorageError as error:
+        say(f"The numbers are not kept: {error}")
+    return found
 
 
 def evaluate_task(model: CLIP, task: str | Path | Source, *, keep: Path | None = None) -> Evaluation:
@@ -99,7 +100,7 @@ def evaluate_features(model: CLIP, embedded: Embedded) -> Evaluation:
             then="Take a checkpoint from before.",
         )
     source, features, pairs = embedded.source, embedded.features, embedded.pairs()
-    skipped = source.skipped + Counter(one.got for one in embedded.unreadable)
+    skipped = source.skipped + Counter(one.reason for one in embedded.unreadable)
     about = {"task": name_of_task(source), "model": fingerprint_now(model), "data": source.fingerprint}
     (class_names, labels), templates = classes_of_task(source, pairs), templates_of_task(source)
     rows: list[Row] = []

@@ -3,25 +3,28 @@
 A task is a source. Images with a label are classified zero-shot, images with captions measured in retrieval both ways.
 
 ```
-.cls in shards, whole numbers as labels in a list  ─> the lines of classnames.txt, in the folder or the one around it
-texts as labels in a list                         ─> these texts
-FOLDER/<class>/*.jpg, without any caption         ─> the lines of classnames.txt, by name if it holds all folders'
-                                                     names, else in the order of the folders; or the folders' names
+.cls in shards, whole numbers as labels in a list ─> the lines of classnames.txt, in the folder or the one around it
+texts as labels in a list                        ─> these texts, or the lines of classnames.txt that say the same
+FOLDER/<class>/*.jpg, without any caption        ─> the folders' names, or the lines of classnames.txt: those that say
+                                                    the same, or, where none does, one for each folder in their order
 ```
+
+A class and its line are matched by their words; where only some of them match, that is an error, not a guess.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cattrs
 
 from limner.config import DEFAULT_TEMPLATES, RunConfig
-from limner.data.pairs import Pair, Source, lines_of
+from limner.data.pairs import Pair, Source, innermost, is_number, lines_beside
 from limner.data.sources.read import absolute, read_images, read_pairs, split_pairs
 from limner.data.tokenizer import clean
-from limner.errors import ConfigError, DataError
+from limner.errors import ConfigError, DataError, require
 from limner.evaluation.metrics import Row
 from limner.evaluation.zero_shot import Prediction
 from limner.files import printable, read_json, write_json
@@ -29,8 +32,8 @@ from limner.progress import say
 from limner.run import RunDirectory
 from limner.store.foreign import own_facts, read_config
 
-SPLITS = {"train", "val", "valid", "validation", "test"}
-"""Names of folders that are no classes."""
+SPLITS = ("test", "val", "valid", "validation", "train")
+"""Names of folders that are no classes; the first that there is is the one to measure on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,9 @@ def read_evaluations(run: RunDirectory) -> list[Evaluation]:
 
 def _read_evaluation(file: Path) -> Evaluation:
     try:
-        return cattrs.structure(read_json(file), Evaluation)
+        found = cattrs.structure(read_json(file), Evaluation)
+        require(bool(found.rows), f"The file {file}", "hold rows", "none", "Move it elsewhere.")
+        return found
     except cattrs.BaseValidationError as error:
         raise ConfigError(
             f"The file {file}",
@@ -91,7 +96,7 @@ def own_task(run: RunDirectory) -> Source:
         return read_images(config.test)
     assert config.data is not None
     trained, kept_back = split_pairs(config.data, config.data_weights, holdout=config.holdout)
-    said = read_json(run.data)
+    said = _told(run.data, "fingerprint")
     if trained.fingerprint != said["fingerprint"] or said.get("trained_before"):
         raise DataError(
             f"The pairs of {config.data}",
@@ -115,12 +120,24 @@ def was_trained_on(run: RunDirectory, source: Source) -> bool:
     config = run.read_config()
     if config.data is None:
         return False
-    trained = {part["digest"] for part in read_json(run.manifest)["parts"]} if run.manifest.is_file() else set()
+    told = _told(run.manifest, "parts")["parts"] if run.manifest.is_file() else []
+    trained = {part[name] for part in told for name in ("digest", "of") if name in part}
     splits = [source, source.split(config.holdout)[0]] if config.test is None else [source]
-    is_same = any(part.digest() in trained for one in splits for part in one.parts)
+    parts = [each for one in splits for part in one.parts for each in (part, innermost(part))]
+    is_same = any(part.digest() in trained for part in parts)
     is_there = not set(place_of_task(source).split("::")).isdisjoint(absolute(config.data).split("::"))
     files = _files(source)
     return is_same or is_there or bool(files and files & _files_trained_on(config))
+
+
+def _told(file: Path, name: str) -> dict[str, Any]:
+    """What a JSON file of a run says. Raises `ConfigError` if it does not say `name`."""
+    said = read_json(file)
+    if not isinstance(said, dict) or name not in said:
+        raise ConfigError(
+            f"The file {file}", must=f"say {name}", got="nothing of it", then="Take it from a copy of the run."
+        )
+    return said
 
 
 def _files_trained_on(config: RunConfig) -> set[Path]:
@@ -145,13 +162,15 @@ def place_of_task(source: Source) -> str:
 
 
 def name_of_task(source: Source) -> str:
-    """The last two parts of its place, without an ending: "digits/test"."""
-    return "/".join(PurePosixPath(place_of_task(source)).with_suffix("").parts[-2:])
+    """The last two parts of its place, without the ending of a list or a shard: "digits/test"."""
+    place = place_of_task(source)
+    is_file = not Path(place).is_dir() and re.search(r"\.(tar|csv|tsv|jsonl|parquet)$", place)
+    return "/".join(PurePosixPath(place[: is_file.start()] if is_file else place).parts[-2:])
 
 
 def templates_of_task(source: Source) -> list[str]:
     """The templates that lie beside the images, as CLIP_benchmark keeps them, or the default ones."""
-    found = _lines(_folder(source), "zeroshot_classification_templates.txt")
+    found = lines_beside(source.path, "zeroshot_classification_templates.txt")
     return [line.replace("{c}", "{}") for line in found] or list(DEFAULT_TEMPLATES)
 
 
@@ -160,9 +179,16 @@ def classes_of_task(source: Source, pairs: Sequence[Pair]) -> tuple[list[str], l
 
     Raises `DataError` for class folders or labels that do not fit classnames.txt.
     """
-    lines, labels = _lines(_folder(source), "classnames.txt"), [pair.label for pair in pairs]
+    labels, lines = [pair.label for pair in pairs], lines_beside(source.path, "classnames.txt")
+    if "" in (words := [clean(line) for line in lines]):
+        raise DataError(
+            f"Line {words.index('') + 1} of the classnames.txt of {source.path}",
+            must="be the name of a class",
+            got="an empty line",
+            then="Correct it: a class is the number of its line.",
+        )
     if source.classes:
-        return _named_by_texts(source.classes, labels, lines)
+        return _named_by_texts(source, labels, lines)
     if any(label is not None for label in labels):
         return lines, labels
     captioned = sum(bool(pair.captions) for pair in pairs)
@@ -176,67 +202,88 @@ def classes_of_task(source: Source, pairs: Sequence[Pair]) -> tuple[list[str], l
     return _named_by_folders(source, pairs, lines)
 
 
-def _named_by_texts(
-    classes: Sequence[str], labels: list[int | None], lines: list[str]
-) -> tuple[list[str], list[int | None]]:
-    """Classes that a list names by texts; where classnames.txt holds all of these, its lines, in its order."""
-    places: dict[str, int] = {}
-    for place, line in enumerate(lines):
-        places.setdefault(clean(line), place)
-    if all(clean(name) in places for name in classes):
-        return lines, [None if label is None else places[clean(classes[label])] for label in labels]
-    return [as_words(name) for name in classes], labels
+def _named_by_texts(source: Source, labels: list[int | None], lines: list[str]) -> tuple[list[str], list[int | None]]:
+    """Classes that a list names by texts; where classnames.txt says the same, its lines, in its order."""
+    places = _places(source, list(source.classes), lines)
+    if places is None:
+        if lines:
+            say(f"The classnames.txt of {source.path} holds none of the names in its labels, and is not used.")
+        return list(source.classes), labels
+    return lines, [None if label is None else places[label] for label in labels]
 
 
 def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -> tuple[list[str], list[int | None]]:
-    """Classes by the folders in which images without captions lie, sorted by name."""
+    """Classes by the folders in which images without captions lie, in the order of their names, or of their numbers."""
     tops = [PurePosixPath(pair.key).parts[0] if "/" in pair.key else None for pair in pairs]
     folders = sorted({PurePosixPath(pair.key).parts[0] for pair in source if "/" in pair.key})
     are_files = all(printable(Path(pair.path).name) == PurePosixPath(pair.key).name for pair in pairs)
+    if folders and "::" in str(source.path) and are_files:
+        raise DataError(
+            f"The class folders of {source.path}",
+            must="be measured one source after the other",
+            got="several sources as one, whose classes may be others",
+            then="Give them with spaces between: --data A B.",
+        )
     if not folders or not are_files or not Path(source.path).is_dir():  # keys in shards and tables are no paths
         return [], [None] * len(pairs)
-    if set(folders) <= SPLITS:
+    splits = {folder.lower(): folder for folder in folders}
+    if set(splits) <= set(SPLITS):
         raise DataError(
             f"The folder {source.path}",
             must="hold a folder for each class",
             got=f"the splits {', '.join(folders)}",
-            then=f"Give the one to measure on: {source.path}/{folders[-1]}",
+            then=f"Give the one to measure on: {source.path}/{splits[min(splits, key=SPLITS.index)]}",
         )
+    if found := [folder for folder in folders if folder.lower() in SPLITS]:
+        say(f"{', '.join(found)} in {source.path} are taken for classes, for there are other folders beside them.")
+    if all(map(is_number, folders)):
+        folders.sort(key=int)
     unread = [folder for folder in folders if folder not in tops]
     if unread:
         say(f"Classes of {source.path} of which no picture can be read: {', '.join(unread[:5])}.")
-    places = {clean(as_words(line)): place for place, line in reversed(list(enumerate(lines)))}
-    if all(clean(as_words(folder)) in places for folder in folders):
-        return lines, [None if top is None else places[clean(as_words(top))] for top in tops]
-    if lines and len(lines) != len(folders):
-        raise DataError(
-            f"The classnames.txt of {source.path}",
-            must=f"have a line for each of its {len(folders)} folders, sorted by name",
-            got=f"{len(lines)} lines",
-            then="Correct it, or move it away for the folders' own names.",
-        )
+    places = _places(source, folders, lines)
+    if places is None and lines:
+        are_lines = folders[0] == "0" and is_number(folders[-1]) and int(folders[-1]) < len(lines)
+        places = [int(folder) for folder in folders] if are_lines else list(range(len(folders)))
+        if not are_lines and len(lines) != len(folders):
+            raise DataError(
+                f"The classnames.txt of {source.path}",
+                must=f"have a line for each of its {len(folders)} folders, in their order",
+                got=f"{len(lines)} lines",
+                then="Correct it, or move it away for the folders' own names.",
+            )
     if not lines and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
         say(
             f"The folders of {source.path} are named by WordNet's numbers, which say nothing to a text encoder: put a "
             "classnames.txt beside them, a line for each folder, sorted by name."
         )
-    numbers = {folder: number for number, folder in enumerate(folders)}
+    numbers = dict(zip(folders, places or range(len(folders)), strict=True))
     names = lines or [as_words(folder) for folder in folders]
     return names, [None if top is None else numbers[top] for top in tops]
 
 
+def _places(source: Source, ids: Sequence[str], lines: Sequence[str]) -> list[int] | None:
+    """The line of classnames.txt that says the same as each of `ids`; None if none does.
+
+    Raises `DataError` if only some do: a guess would give classes the names of others.
+    """
+    for spelt in (clean, lambda name: clean(as_words(name))):
+        places = {spelt(line): place for place, line in reversed(list(enumerate(lines)))}
+        found = [places.get(spelt(one)) for one in ids]
+        if None not in found and len(set(found)) == len(found):
+            return [place for place in found if place is not None]
+    without = [one for one, place in zip(ids, found, strict=True) if place is None]
+    if len(without) == len(ids):
+        return None
+    named = f"none for {', '.join(without[:5])}" if without else "one line for several of them"
+    raise DataError(
+        f"The classnames.txt of {source.path}",
+        must="say the name of each of its classes, or of none of them",
+        got=f"{named}, of {len(ids)} classes",
+        then="Add what is missing, spelt as the class is, or move the file away.",
+    )
+
+
 def as_words(name: str) -> str:
-    """A folder's or a label's name as text: _ and - are blanks."""
+    """A folder's name as text: _ and - are blanks."""
     return re.sub(r"[\s_-]+", " ", name).strip() or name
-
-
-def _folder(source: Source) -> Path:
-    return Path(source.path) if Path(source.path).is_dir() else Path(source.path).parent
-
-
-def _lines(folder: Path, name: str) -> list[str]:
-    """The lines of `name` in `folder` or in the folder around it; none if there is no such file."""
-    real = folder.resolve()  # of a link, what lies around the folder itself
-    places = (folder / name, folder.parent / name, real.parent / name)
-    path = next((path for path in places if path.is_file()), None)
-    return lines_of(path) if path else []

@@ -41,8 +41,9 @@ class ZeroShotClassifier:
         )
         require_names(self.class_names, self.templates)
         self.weights = classifier_weights(model, self.class_names, self.templates).to(model.logit_scale.device)
-        prompts = [self.templates[0].replace("{}", name) for name in self.class_names]
-        self._firsts = _firsts(ids_of_texts(model, prompts), self.weights)
+        ids = ids_of_texts(model, prompts_of(self.class_names, self.templates))
+        each = len(self.templates)
+        self._firsts = _firsts([tuple(ids[i : i + each]) for i in range(0, len(ids), each)], self.weights)
 
     @torch.inference_mode()
     def scores(self, image_features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch classes"]:
@@ -85,13 +86,17 @@ def classifier_weights(
     model: CLIP, class_names: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "classes embed"]:
     """The normalised mean over templates of the normalised prompt features; on the CPU."""
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    features = embed_texts(model, prompts)
+    features = embed_texts(model, prompts_of(class_names, templates))
     return F.normalize(features.unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=-1)
 
 
-def _firsts(prompt_ids: Sequence[int], weights: Float[Tensor, "classes embed"]) -> list[int] | None:
-    """The first class with the prompt, or else the features, of each: these tie, whatever the rounding of their scores.
+def prompts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Each name in each template, name by name."""
+    return [template.replace("{}", name) for name in class_names for template in templates]
+
+
+def _firsts(prompt_ids: Sequence[object], weights: Float[Tensor, "classes embed"]) -> list[int] | None:
+    """The first class with the prompts, or else the features, of each: these tie, whatever their scores' rounding.
 
     None where no two are the same.
     """

@@ -19,7 +19,7 @@ from limner.data.pairs import Source
 from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images, embed_texts
 from limner.errors import ConfigError, DataError
-from limner.evaluation.metrics import describe_row
+from limner.evaluation.metrics import best_first, describe_row
 from limner.evaluation.tasks import Evaluation, fingerprint_of, own_task, read_evaluations
 from limner.evaluation.zero_shot import Prediction
 from limner.files import read_json, write_text
@@ -125,6 +125,7 @@ def _task(result: Evaluation, embedded: Embedded, model: CLIP, sentences: Sequen
 
     return {
         "name": result.task,
+        "trained_on": result.trained_on,
         "rows": result.rows,
         "skipped": result.skipped,
         "templates": result.templates,
@@ -180,7 +181,7 @@ def _searches(
         return []
     pairs = embedded.pairs()
     similarity = embed_texts(model, list(sentences)) @ embedded.features.T
-    best = similarity.topk(min(FOUND, len(pairs)), dim=1)
+    best = best_first(similarity, FOUND)
     return [
         {
             "sentence": sentence,
@@ -194,7 +195,7 @@ def _searches(
                 for i, value in zip(indices, values, strict=True)
             ],
         }
-        for sentence, indices, values in zip(sentences, best.indices.tolist(), best.values.tolist(), strict=True)
+        for sentence, indices, values in zip(sentences, best.tolist(), similarity.gather(1, best).tolist(), strict=True)
     ]
 
 

@@ -111,3 +111,14 @@ def test_pairs_of_any_layout_become_shards(folder_of_pairs: Path, tmp_path: Path
     with tarfile.open(tmp_path / "set" / "00000.tar") as tar:
         record = json.load(tar.extractfile("000001.json"))  # type: ignore[arg-type]
     assert record["source_key"] == "00.png"
+
+
+@pytest.mark.parametrize("labels", [("T-shirt", "C  sharp"), ("1", "0")])
+def test_names_of_classes_go_along(folder_of_pairs: Path, tmp_path: Path, labels: tuple[str, str]):
+    rows = [f"{number:02d}.png,a caption,{labels[number % 2]}" for number in range(6)]
+    (folder_of_pairs / "list.csv").write_text("\n".join(["path,caption,label", *rows]) + "\n")
+    (folder_of_pairs / "classnames.txt").write_text("zero\none\n" if labels[0] == "1" else "other\n")
+    repack(read_pairs(folder_of_pairs / "list.csv"), tmp_path / "shards")
+    names = (tmp_path / "shards" / "classnames.txt").read_text().splitlines()
+    assert names == (["zero", "one"] if labels[0] == "1" else ["C sharp", "T-shirt"])
+    assert [pair.label for pair in read_pairs(tmp_path / "shards")] == [1, 0, 1, 0, 1, 0]

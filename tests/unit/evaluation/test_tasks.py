@@ -10,12 +10,12 @@ import pytest
 
 from limner.cli.command import main
 from limner.config import RunConfig, TrainConfig
-from limner.data.sources.read import split_pairs
+from limner.data.sources.read import read_images, split_pairs
 from limner.data.write import Sample, write_shards
 from limner.errors import ConfigError, DataError, StorageError
 from limner.evaluation import suite
 from limner.evaluation.suite import evaluate_run
-from limner.evaluation.tasks import own_task
+from limner.evaluation.tasks import name_of_task, own_task, read_evaluations
 from limner.recipes import digits
 from limner.run import RunDirectory
 from limner.training.loop import train
@@ -132,3 +132,69 @@ def test_a_model_to_start_from_brings_its_tokenizer(
     with pytest.raises(SystemExit) as ended:
         main([*given, "--vocab-size=600"])
     assert ended.value.code == 2 and "--init and --vocab-size must not be given together" in capsys.readouterr().err
+
+
+def test_pairs_of_a_mixture_that_were_trained_on_are_known_again(shards: Path, folder_of_pairs: Path, tmp_path: Path):
+    path = train(one_epoch(f"{shards}::{folder_of_pairs}", tmp_path / "run"))
+    copied = tmp_path / "copy"
+    shutil.copytree(shards, copied, ignore=shutil.ignore_patterns(".limner", "manifest.json"))
+    assert evaluate_run(path, copied)[0].trained_on
+
+
+def test_of_a_folder_only_the_files_that_were_trained_on_count(folder_of_pairs: Path, tmp_path: Path):
+    run = RunDirectory(train(one_epoch(folder_of_pairs, tmp_path / "run")))
+    trained = {pair.key for pair in split_pairs(str(folder_of_pairs), (), holdout=0.3)[0]}
+    for name, keys in {"kept.csv": {f"{n:02d}.png" for n in range(40)} - trained, "trained.csv": trained}.items():
+        rows = (f"pairs/{key},a\n" for key in sorted(keys))
+        (tmp_path / name).write_text("path,caption\n" + "".join(rows))
+        assert evaluate_run(run.path, tmp_path / name)[0].trained_on is (name == "trained.csv")
+
+
+def test_files_of_a_run_that_say_nothing_are_errors(shards: Path, tmp_path: Path):
+    run = RunDirectory(train(one_epoch(shards, tmp_path / "run")))
+    said = run.data.read_text()
+    for file, match in ((run.manifest, "must say parts"), (run.data, "must say fingerprint")):
+        file.write_text("{}")
+        with pytest.raises(ConfigError, match=match):
+            evaluate_run(run.path, [shards] if file == run.manifest else [])
+        file.write_text(said)
+    evaluations = evaluate_run(run.path)
+    file = next(run.evaluations.glob("*.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": []}))
+    with pytest.raises(ConfigError, match="must hold rows"):
+        read_evaluations(run)
+    assert evaluations[0].kept_back
+
+
+def test_a_path_that_is_wrong_costs_no_measurement(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = train(one_epoch(shards, tmp_path / "run"))
+    with pytest.raises(DataError, match="must exist"):
+        evaluate_run(path, [shards, tmp_path / "nowhere"])
+    assert not list(RunDirectory(path).evaluations.glob("*.json"))  # it is found before anything is measured
+    written = list[str]()
+    monkeypatch.setattr(suite, "write_evaluation", lambda _, found: written.append(found.task))
+    monkeypatch.setattr(suite, "evaluate_task", fails_at_the_second(suite.evaluate_task))
+    with pytest.raises(DataError, match="second"):
+        evaluate_run(path, [shards, shards])
+    assert len(written) == 1
+
+
+def fails_at_the_second(measure: Callable[..., object]) -> Callable[..., object]:
+    calls = iter([measure, None])
+
+    def measured(*args: object, **options: object) -> object:
+        if (now := next(calls)) is None:
+            raise DataError("The second", must="be measured", got="an error", then="Look.")
+        return now(*args, **options)
+
+    return measured
+
+
+@pytest.mark.parametrize("name", ["v1.2", "set.tar.d", "a.b.c"])
+def test_a_task_is_named_by_its_whole_folder(tmp_path: Path, picture: Callable[..., bytes], name: str):
+    folder = tmp_path / "data" / name
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(picture())
+    assert name_of_task(read_images(folder)) == f"data/{name}"
+    (folder / "list.csv").write_text("path\na.png\n")
+    assert name_of_task(read_images(folder / "list.csv")) == f"{name}/list"

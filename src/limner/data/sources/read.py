@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from limner.data.pairs import IMAGE_ENDINGS, Source, describe, mixture
+from limner.data.pairs import IMAGE_ENDINGS, Source, describe, innermost, mixture
 from limner.data.remote import is_address
 from limner.data.sources.folders import is_folder, read_folder
 from limner.data.sources.lists import LISTS, is_list, read_list
@@ -74,9 +74,12 @@ def absolute(path: str) -> str:
 
 
 def write_manifest(file: Path, source: Source) -> None:
-    """Write what a source is made of: each part's name, digest (of a whole shard its sha256) and number of pairs, and
-    the fingerprint of all."""
-    parts = [{"name": part.name, "digest": part.digest(), "pairs": len(part)} for part in source.parts]
+    """Write what a source is made of: each part's name, digest (of a whole shard its sha256), the digest of what it was
+    taken from and its number of pairs, and the fingerprint of all."""
+    parts = [
+        {"name": part.name, "digest": part.digest(), "of": innermost(part).digest(), "pairs": len(part)}
+        for part in source.parts
+    ]
     write_json(file, {"format": 1, "fingerprint": source.fingerprint, "pairs": len(source), "parts": parts})
 
 
