@@ -9,11 +9,11 @@ know about it, from Adam's betas to the names of its tensors in other people's f
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from limner.errors import ConfigError, did_you_mean, require
+from limner.errors import ConfigError, did_you_mean, named, require
 
 Activation = Literal["gelu", "quick_gelu"]
 OPENAI_VOCABULARY = 49_408
@@ -381,12 +381,13 @@ class Architecture:
             "OpenAI's weights have quick_gelu.",
         )
         for what, values, least in (("mean", self.image_mean, -math.inf), ("deviation", self.image_std, 0)):
-            are_numbers = len(values) == 3 and all(isinstance(value, int | float) for value in values)
+            several = list(values) if isinstance(values, Iterable) else []
+            are_numbers = len(several) == 3 and all(isinstance(value, int | float) for value in several)
             require(
-                are_numbers and all(math.isfinite(value) and value > least for value in values),
+                are_numbers and all(abs(value) < 1e30 and value > least for value in several),
                 f"The {what} of the pixels",
                 "be three finite numbers, one for each colour" + (", above 0" if least == 0 else ""),
-                list(values),
+                ", ".join(map(named, several[:4])) or named(values),
                 "Correct image_mean and image_std in the model's config.",
             )
 

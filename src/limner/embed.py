@@ -7,6 +7,7 @@ the CPU as float32. What was embedded once is known by the fingerprints of model
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from limner.progress import say, track
 from limner.store.store import fingerprint_now
 from limner.store.tensors import read_tensors, write_tensors
 
+FORMAT = 2
+"""Of kept features: those of another one are not looked at. It grows when pictures are decoded to other pixels, too."""
 BATCH, TEXTS = 256, 1024
 """Images, and sentences, that are encoded at once."""
 
@@ -95,6 +98,7 @@ def _stream(model: CLIP, source: Source) -> Iterator[tuple[Squares, Float[Tensor
 def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed"]:
     """The features of sentences: float32, L2-normalised, on the CPU. Says how many are cut to the context."""
     before = model.tokenizer.cut if model.tokenizer else 0
+    nothing = torch.empty(0, model.architecture.embed_dim)
     with measuring(model):
         parts = [model.encode_text(texts[start : start + TEXTS]).cpu() for start in range(0, len(texts), TEXTS)]
     if model.tokenizer and (cut := model.tokenizer.cut - before):
@@ -102,7 +106,7 @@ def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed
             f"{cut:,} of {len(texts):,} sentences are longer than the {model.architecture.text.context_length} tokens "
             "that the model reads: what comes after is not seen."
         )
-    return torch.cat(parts)
+    return torch.cat(parts or [nothing])
 
 
 def ids_of_texts(model: CLIP, texts: Sequence[str]) -> list[int]:
@@ -111,20 +115,35 @@ def ids_of_texts(model: CLIP, texts: Sequence[str]) -> list[int]:
     return [one for chunk in chunks for one in caption_ids(model.tokenize(chunk).numpy())]
 
 
+_measured: dict[int, tuple[int, list[nn.Module]]] = {}
+"""Of models that are in inference mode for a while, by their ids: how many threads measure, and which modules were
+training."""
+_measuring = threading.Lock()
+
+
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """Inference mode without gradients, whatever the model was in; after it every module is as it was.
 
-    In training mode a BatchNorm would use the batch's statistics, and change its own.
+    In training mode a BatchNorm would use the batch's statistics, and change its own. Of several threads the last one
+    puts the model back.
     """
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
+    with _measuring:
+        threads, trained = _measured.get(id(model), (0, []))
+        trained = trained if threads else [module for module in model.modules() if module.training]
+        _measured[id(model)] = threads + 1, trained
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module in trained:
-            module.training = True
+        with _measuring:
+            threads, trained = _measured.pop(id(model))
+            if threads > 1:
+                _measured[id(model)] = threads - 1, trained
+            else:
+                for module in trained:
+                    module.training = True
 
 
 def require_finite(what: str, values: Tensor) -> None:
@@ -145,7 +164,8 @@ def _file(model: CLIP, source: Source, folder: Path) -> Path:
     """Where the features of these images by this model, as it is now, are kept."""
     now = fingerprint_now(model)
     precision = str(model.image.dtype).removeprefix("torch.")
-    return folder / f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{_stamp(source)[:16]}.safetensors"
+    told = f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{_stamp(source)[:16]}"
+    return folder / f"{told}-{FORMAT}.safetensors"
 
 
 def _stamp(source: Source) -> str:
@@ -200,7 +220,6 @@ def _kept(file: Path, source: Source) -> Embedded | None:
             raise ValueError("other bytes than were written")
         unreadable = [Unread(**one) for one in json.loads(metadata["unreadable"])]
         indices, contents, features = tensors["indices"].tolist(), tensors["contents"].tolist(), tensors["features"]
-        require_finite(f"The features kept in {file}", features)
     except (ModelError, KeyError, TypeError, ValueError) as error:
         say(f"The features kept in {file} are damaged ({error}): the pictures are encoded again.")
         return None

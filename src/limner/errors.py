@@ -18,6 +18,7 @@ instead, and what to do next.
 import difflib
 import os
 from collections.abc import Iterable
+from operator import index
 from typing import Any
 
 
@@ -88,14 +89,31 @@ class MissingExtra(LimnerError, ImportError):
 
 def named(value: Any) -> str:
     """A value that is something else than was expected, in an error: what it is, and how it begins."""
-    shown = repr(value) if isinstance(value, str | bytes | int | float | os.PathLike | None) else ""
-    return f"{type(value).__name__}{' ' * bool(shown)}{shown[:60]}" if value is not None else "None"
+    if value is None:
+        return "None"
+    if isinstance(value, str | bytes):
+        shown = repr(value[:60])
+    elif isinstance(value, int) and abs(value) > 10**60:
+        shown = f"of {value.bit_length():,} bits"
+    else:
+        shown = repr(value) if isinstance(value, int | float | os.PathLike) else ""
+    return f"{type(value).__name__}{' ' * bool(shown)}{shown[:60]}"
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """The last sentence of an error about an unknown word: the nearest known one, or `otherwise`."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
     return f"Did you mean {near[0]}?" if near else otherwise
+
+
+def whole_from_one(value: Any, what: str) -> int:
+    """`value` as an int. Raises `ConfigError` for what is no whole number of 1 or more: True, 2.0, 0, None."""
+    try:
+        number = 0 if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = 0
+    require(number >= 1, what, "be a whole number from 1 on", named(value), "Ask for one or more.")
+    return number
 
 
 def require(fine: bool, what: str, must: str, got: object, then: str) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
+from unicodedata import category
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
@@ -12,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 def say(text: str) -> None:
     """One line for people, or a few. Words that nobody can take end no work: a closed pipe, a full disk."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
         print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
 
 
@@ -20,7 +21,12 @@ def visible(text: str) -> str:
     """`text` with what is no visible sign (ends of lines, signs that steer a terminal) as an escape: one line."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if _is_visible(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _is_visible(sign: str) -> bool:
+    """Blanks of all kinds are, and what joins letters or parts them in Persian or Hindi, or faces in emoji."""
+    return sign.isprintable() or category(sign) == "Zs" or sign in "\u200c\u200d"
 
 
 Advance = Callable[..., None]

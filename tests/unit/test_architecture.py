@@ -138,3 +138,9 @@ def test_every_vit_has_heads_of_64_and_the_text_grows_in_width_only():
 def test_pixels_are_normalised_by_three_numbers(values: tuple[float, float, float]):
     with pytest.raises(ConfigError, match=r"The deviation of the pixels must be three finite numbers"):
         replace(ZOO["RN50"], image_std=values)
+
+
+@pytest.mark.parametrize("mean", [float("nan"), 1e300, float("-inf")])
+def test_means_that_are_no_colours_are_a_sentence(mean: float):
+    with pytest.raises(ConfigError, match="The mean of the pixels must be three finite numbers"):
+        replace(ZOO["ViT-B/32"], image_mean=(0.0, mean, 0.0))

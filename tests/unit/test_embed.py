@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from limner.data.pairs import Pair
 from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
-from limner.embed import embed_images, embed_texts, stream_images
+from limner.embed import embed_images, embed_texts, measuring, stream_images
 from limner.errors import ConfigError, DataError
 from limner.model.clip import CLIP, create
 from limner.store.store import load
@@ -183,3 +184,41 @@ def test_device_and_precision(model: CLIP, folder_of_pairs: Path, tmp_path: Path
     for name in ("cuda:77", "gpu"):
         with pytest.raises(ConfigError, match="The device must be auto, or one that this machine"):
             load(tmp_path / "model", device=name)
+
+
+def test_no_sentences_have_no_features(model: CLIP):
+    assert embed_texts(model, []).shape == (0, model.architecture.embed_dim)
+
+
+def test_the_last_of_several_threads_puts_the_model_back(model: CLIP):
+    model.train()
+    entered, leave = threading.Barrier(3), [threading.Event() for _ in range(2)]
+
+    def measure(event: threading.Event) -> None:
+        with measuring(model):
+            entered.wait()
+            event.wait()
+
+    threads = [threading.Thread(target=measure, args=(event,)) for event in leave]
+    for thread in threads:
+        thread.start()
+    entered.wait()
+    for number, thread in enumerate(threads):
+        assert not model.training and not model.image.training
+        leave[number].set()
+        thread.join()
+    assert model.training and all(module.training for module in model.modules())
+
+
+def test_kept_features_of_another_format_are_not_looked_at(
+    model: CLIP,
+    folder_of_pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    source = read_pairs(folder_of_pairs)
+    embed_images(model, source, keep=tmp_path / "kept")
+    monkeypatch.setattr("limner.embed.FORMAT", 99)
+    embed_images(model, source, keep=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 2 and "damaged" not in capsys.readouterr().err

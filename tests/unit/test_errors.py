@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 import limner
-from limner.errors import ConfigError, LimnerError, StorageError, did_you_mean, require
+from limner.errors import ConfigError, LimnerError, StorageError, did_you_mean, named, require
 
 for module in pkgutil.walk_packages(limner.__path__, "limner."):
     import_module(module.name)
@@ -60,3 +60,9 @@ def test_require():
 def test_did_you_mean():
     assert did_you_mean("clasify", ["classify", "search"], "See --help.") == "Did you mean classify?"
     assert did_you_mean("zzz", ["classify", "search"], "See --help.") == "See --help."
+
+
+def test_a_value_is_named_in_a_few_signs():
+    assert named(10**5000) == "int of 16,610 bits"
+    assert named("x" * 10**7) == "str '" + "x" * 59 and named(None) == "None" and named(3) == "int 3"
+    assert named([0] * 10**6) == "list"

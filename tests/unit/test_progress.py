@@ -4,7 +4,7 @@ import sys
 import pytest
 
 import limner.progress as module
-from limner.progress import progress, say, silent, track
+from limner.progress import progress, say, silent, track, visible
 
 
 def test_words_go_to_standard_error(capsys: pytest.CaptureFixture[str]):
@@ -44,3 +44,17 @@ def test_silence(capsys: pytest.CaptureFixture[str]):
     with silent() as advance:
         advance(1, "facts")
     assert capsys.readouterr() == ("", "")
+
+
+def test_without_standard_error_nothing_is_said(monkeypatch: pytest.MonkeyPatch):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        monkeypatch.setattr(sys, "stderr", stream)
+        say("unheard")
+
+
+def test_blanks_and_what_joins_letters_stay_as_they_are():
+    words = "a\u00a0b\u3000c \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f469\u200d\U0001f52c"
+    assert visible(words) == words
+    assert visible("a\nb\x1b\u202e\u200b") == r"a\nb\x1b\u202e\u200b"

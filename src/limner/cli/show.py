@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence, Set
 from typing import Annotated, Any, get_origin
 
-from limner.errors import require
+from limner.errors import require, whole_from_one
 from limner.progress import visible
 
 
@@ -94,7 +94,7 @@ def shortened(text: str) -> str:
 
 def require_top(top: int) -> None:
     """Refuse a number of answers below one."""
-    require(top >= 1, "--top", "be at least 1", top, "Ask for one or more answers.")
+    whole_from_one(top, "--top")
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import gzip
 import html
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,7 +53,8 @@ def several(values: Any, what: str, *, one: str) -> Iterable[Any]:
     `what` they are, and what `one` of them is, is for the error.
     """
     is_table = getattr(values, "ndim", 1) != 1
-    if isinstance(values, Iterable) and not isinstance(values, Set | Mapping) and not is_table:
+    has_order = isinstance(values, KeysView) or not isinstance(values, Set | Mapping)
+    if isinstance(values, Iterable) and has_order and not is_table:
         return values
     raise ConfigError(
         what,
@@ -90,9 +91,18 @@ def _refuse_text(what: str, got: Any) -> NoReturn:
 
 def path_of(path: Any, what: str) -> Path:
     """`path` as a Path. Raises `ConfigError` for what is none."""
-    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and "\0" not in name:
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and _can_be_a_path(name):
         return Path(name)
     raise ConfigError(what, must="be a path", got=named(path), then="Pass a str or a pathlib.Path.")
+
+
+def _can_be_a_path(name: str) -> bool:
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    is_short = len(encoded) < 4096 and max(map(len, encoded.split(b"/"))) < 256
+    return bool(encoded.strip()) and b"\0" not in encoded and is_short
 
 
 class Tokenizer:
@@ -139,6 +149,10 @@ class Tokenizer:
         Tokenizer.__init__(self, state["vocab"], state["merges"], context_length=state["context_length"])
         vars(self).update(state)
 
+    def is_like(self, other: "Tokenizer") -> bool:
+        """Whether both give every sentence the same ids: the same tokens, joined in the same order."""
+        return (self.vocab, self.merges) == (other.vocab, other.merges)
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
@@ -170,7 +184,7 @@ class Tokenizer:
         ids = ids.cpu() if hasattr(ids, "cpu") else ids
         try:
             row = np.asarray(ids if hasattr(ids, "__array__") else list(several(ids, what, one="one row")))
-        except ValueError:  # rows of different lengths
+        except (ValueError, TypeError, RuntimeError):  # rows of different lengths, bfloat16, with a gradient
             row = np.empty((0, 0))
         is_row = row.ndim == 1 and (row.dtype.kind in "iu" or row.size == 0)
         wrong = [int(i) for i in row if not 0 <= i < self.vocab_size] if is_row else []

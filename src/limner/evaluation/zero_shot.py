@@ -19,7 +19,7 @@ from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import Pair
 from limner.data.tokenizer import clean, texts_of
 from limner.embed import embed_texts, ids_of_texts, measuring, require_finite
-from limner.errors import ConfigError, DataError, require
+from limner.errors import ConfigError, DataError, whole_from_one
 from limner.evaluation.metrics import Row, best_first, ranks_of_right, share_row
 from limner.model.clip import CLIP, ImageLike
 from limner.objectives.table import objective
@@ -73,7 +73,7 @@ class ZeroShotClassifier:
         self, images: Tensor | ImageLike | Iterable[ImageLike], *, top: Any = 5
     ) -> list[list[tuple[str, float]]]:
         """The `top` names of each picture with their probabilities, the likeliest first."""
-        require(isinstance(top, int) and top >= 1, "top", "be a whole number from 1 on", top, "Ask for one or more.")
+        top = whole_from_one(top, "top")
         with measuring(self.model):
             classes, shares = self.likeliest(self.model.encode_image(images), top)
         return [

@@ -84,7 +84,8 @@ class CLIP(nn.Module):
     def logit_scale(self) -> Float[Tensor, ""]:
         """What similarities are multiplied with before the softmax; at most 100.
 
-        Without a gradient where features have none: a loss of them in inference mode would train it alone, silently.
+        With a gradient in training mode only: beside features that have none, a loss in inference mode would train it
+        alone, silently. `forward` gives features and scale with their gradients in any mode.
         """
         with self._graph(wanted=False):
             return self.log_logit_scale.exp()
@@ -229,7 +230,8 @@ class CLIP(nn.Module):
         """
         whole = isinstance(size, int | np.integer)
         require(whole, "The size of images", "be a whole number", named(size), "Give pixels, as 336.")
-        resized_architecture = replace(self.architecture, image_size=int(size))
+        size = int(size)  # of numpy's small ones, quotients would overflow
+        resized_architecture = replace(self.architecture, image_size=size)
         stride = self.architecture.image.stride
         self.image.resize_grid(self.architecture.image_size // stride, size // stride)
         self.architecture, self.fingerprint = resized_architecture, None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.architecture import Architecture, TextConfig
 from limner.data.decode import (
@@ -31,9 +31,9 @@ from limner.data.decode import (
     stack,
     to_rgb,
 )
-from limner.data.pairs import MAX_IMAGE_BYTES
+from limner.data.pairs import MAX_IMAGE_BYTES, TOO_LARGE
 from limner.data.tokenizer import path_of, several
-from limner.errors import ConfigError, DataError, ModelError, named
+from limner.errors import ConfigError, DataError, LimnerError, ModelError, named
 
 SPANS = 3
 """How far beyond black and white normalised pixels may lie, in units of what lies between the two: noise may be added
@@ -44,6 +44,10 @@ def may_look(tensor: Tensor) -> bool:
     """Whether the numbers in `tensor` can be looked at: they are there, and no graph is being recorded."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or tensor.is_meta:  # pyright: ignore[reportPrivateImportUsage]
         return False
+    if not isinstance(tensor, nn.Parameter) and type(tensor) is not Tensor:  # a stand-in: FakeTensor, DTensor
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # pyright: ignore  # vmap and grad of torch.func
+        return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
@@ -52,15 +56,26 @@ def may_look(tensor: Tensor) -> bool:
 
 def pixels_of(images: Any, size: int) -> Tensor:
     """What `CLIP.encode_image` takes, as a batch: uint8 squares of pictures, or pixels that were passed as they are."""
-    if isinstance(images, Tensor):
+    is_picture = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 3
+    if isinstance(images, Tensor) and not (is_picture and images.shape[1:] != (size, size)):
         return images[None] if images.ndim == 3 else images
     if isinstance(images, np.ndarray) and images.dtype.kind in "buif" and images.shape[1:] == (3, size, size):
-        return torch.from_numpy(np.array(images))
+        return tensor_of(images, "The pixels for encode_image")
     found = one_by_one(images)
     tensors = [image for image in found if isinstance(image, Tensor) and image.is_floating_point()]
     if found and len(tensors) == len(found) and len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(tensors)
     return squares(found, size)
+
+
+def tensor_of(array: np.ndarray, what: str) -> Tensor:
+    """A copy of an array as a tensor. Raises `ConfigError` for numbers of a kind that torch has not."""
+    try:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise ConfigError(
+            what, must="be numbers of a kind that torch has", got=array.dtype, then="Pass x.astype(np.float32)."
+        ) from error
 
 
 def one_by_one(images: Any) -> list[Any]:
@@ -92,12 +107,12 @@ def _resized(image: Any, size: int, place: int, *, fast: bool) -> np.ndarray:
         return decode(_read(image, name), size, name=name, fast=fast)
     image = _pillow(image, name)
     short, long = sorted(image.size)
-    if not 0 < long <= MAX_ASPECT * short:
+    if long and not long <= MAX_ASPECT * short:
         raise Unreadable(name, TOO_LONG, f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} to 1")
     try:
         rgb = to_rgb(image, name)
         return shorter_side_fast(np.array(rgb), size) if fast else np.asarray(shorter_side(rgb, size))
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow decodes only now: closed files, damage, modes that it cannot convert
         raise Unreadable(name, DAMAGED, str(error) or type(error).__name__) from error
@@ -108,7 +123,7 @@ def _content(path: Any) -> bytes:
         if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
             raise OSError("a folder, a pipe or a device")
         with path.open("rb") as file:
-            return file.read(MAX_IMAGE_BYTES)
+            return _whole(file.read(MAX_IMAGE_BYTES + 1), f"The picture {path}")
     except OSError as error:
         raise DataError(
             f"The picture {path}", must="be a file", got=error.strerror or error, then="Check the path."
@@ -120,17 +135,28 @@ def _read(file: Any, name: str) -> bytes:
     try:
         if hasattr(file, "seekable") and file.seekable():
             file.seek(0)
-        content = file.read(MAX_IMAGE_BYTES)
-    except (OSError, ValueError) as error:  # closed, or not open for reading
-        raise DataError(name, must="be readable", got=error, then="Open the file again.") from error
-    if not isinstance(content, bytes):
-        raise ConfigError(name, must="be a file of bytes", got=named(content), then='Open it with "rb".')
+        content = bytearray()
+        while len(content) <= MAX_IMAGE_BYTES and (piece := file.read(MAX_IMAGE_BYTES + 1 - len(content))):
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise ConfigError(name, must="be a file of bytes", got=named(piece), then='Open it with "rb".')
+            content += piece
+    except LimnerError:
+        raise
+    except Exception as error:  # closed, not open for reading, or whatever a file of somebody else's raises
+        got = str(error).rstrip(".") or type(error).__name__
+        raise DataError(name, must="be readable", got=got, then="Open the file again.") from error
+    return _whole(bytes(content), name)
+
+
+def _whole(content: bytes, name: str) -> bytes:
+    if len(content) > MAX_IMAGE_BYTES:
+        raise Unreadable(name, TOO_LARGE, TOO_LARGE)
     return content
 
 
 def _pillow(image: Any, name: str) -> Image.Image:
     """A picture that is decoded already, as Pillow has them."""
-    if isinstance(image, Image.Image) and image.mode != "F":
+    if isinstance(image, Image.Image):
         return image
     if isinstance(image, Tensor) and image.ndim == 3:
         image = image.detach().permute(1, 2, 0).cpu().numpy() if image.dtype == torch.uint8 else image
@@ -148,8 +174,8 @@ def _pillow(image: Any, name: str) -> Image.Image:
         )
     raise ConfigError(
         name,
-        must="be a path, a Pillow image of 8 bits, an array, bytes or a file",
-        got="one of floats" if isinstance(image, Image.Image) else named(image),
+        must="be a path, a Pillow image, an array, bytes or a file",
+        got=named(image),
         then="Pass one of those, or a list of them.",
     )
 
@@ -215,7 +241,8 @@ def ids_of(texts: Any) -> Tensor | None:
         texts = np.stack([row for row in rows if row is not None])
     if not isinstance(texts, np.ndarray) or texts.dtype.kind not in "biufc":
         return None
-    return torch.from_numpy(texts.astype(np.int64) if texts.dtype.kind in "iu" else np.array(texts))
+    whole = texts.astype(np.int64) if texts.dtype.kind in "iu" else texts
+    return tensor_of(whole, "The token ids for encode_text")
 
 
 def _row(row: Any) -> np.ndarray | None:
@@ -223,8 +250,8 @@ def _row(row: Any) -> np.ndarray | None:
     if not isinstance(row, list | tuple | np.ndarray | Tensor | int | np.integer):
         return None
     try:
-        return np.asarray(row.cpu() if isinstance(row, Tensor) else row)
-    except ValueError:  # a row whose parts have different lengths
+        return np.asarray(row.detach().cpu() if isinstance(row, Tensor) else row)
+    except (ValueError, TypeError):  # a row whose parts have different lengths, or of bfloat16
         return None
 
 

@@ -5,7 +5,7 @@ import torch
 from limner.errors import ModelError
 from limner.store import convert
 from limner.store.golden import Comparison, replay
-from limner.store.store import load, model_folder, unusable_weights
+from limner.store.store import load, model_folder, some_of, unusable_weights
 from limner.store.tensors import read_tensors
 
 
@@ -19,7 +19,7 @@ def examine(path: str) -> list[Comparison]:
     bad = unusable_weights(model)
     checks = [
         Comparison("fingerprint", "as in config.json", str(model.fingerprint)[:12], fine=True),
-        Comparison("weights", "all finite", f"NaN or infinity in {', '.join(bad)}" if bad else "all finite", not bad),
+        Comparison("weights", "all finite", f"NaN or infinity in {some_of(bad)}" if bad else "all finite", not bad),
     ]
     if bad:  # nothing to replay: a model that is not finite has no features
         return checks

@@ -83,9 +83,9 @@ def _read_folder(folder: Path, *, allow_pickle: bool) -> Parts:
     # weights of either kind that are safe before a pickle of the other
     for pickles in (False, True)[: 1 + allow_pickle]:
         if is_clip and (file := _first(folder, HF_FILES, pickles=pickles)):
-            return _read_hf(folder, config, file)
+            return _read_hf(folder, config, file, allow_pickle=allow_pickle)
         if is_open_clip and (file := _first(folder, OPEN_CLIP_FILES, pickles=pickles)):
-            return _read_open_clip(folder, file)
+            return _read_open_clip(folder, file, allow_pickle=allow_pickle)
     pickle = _first(folder, HF_FILES if is_clip else OPEN_CLIP_FILES, pickles=True)
     if pickle and (is_clip or is_open_clip):
         raise ModelError(
@@ -134,9 +134,9 @@ def _read_limner(folder: Path, own: dict[str, Any]) -> Parts:
     return shape, convention(weights, shape), own_tokenizer
 
 
-def _read_hf(folder: Path, config: dict[str, Any], file: Path) -> Parts:
+def _read_hf(folder: Path, config: dict[str, Any], file: Path, *, allow_pickle: bool) -> Parts:
     shape = convert.architecture_from_hf(config, _preprocessor(folder), where=str(folder))
-    weights, _ = _read_weights(file, allow_pickle=True)
+    weights, _ = _read_weights(file, allow_pickle=allow_pickle)
     if any(name.startswith("visual.") for name in weights):
         raise ModelError(
             f"The weights in {file}",
@@ -157,11 +157,11 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _read_open_clip(folder: Path, file: Path) -> Parts:
+def _read_open_clip(folder: Path, file: Path, *, allow_pickle: bool) -> Parts:
     config = read_json(folder / "open_clip_config.json")
     shape = convert.architecture_from_open_clip(config, where=str(folder))
     named = config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
-    weights, _ = _read_weights(file, allow_pickle=True)
+    weights, _ = _read_weights(file, allow_pickle=allow_pickle)
     _refuse_hf_names(weights, file, "which open_clip_config.json is for")
     return shape, convert.from_openai(weights, shape), _tokenizer(folder, shape, named=named)
 

@@ -90,7 +90,8 @@ def _open_archive(path: str, out: str) -> None:
 
 def _read_weights_only(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by what it holds: of a path, torch looks at the name
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the damage or the refusal leads to
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ModelError(

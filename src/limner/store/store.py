@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ def _write(
         readers.append('transformers (`CLIPModel.from_pretrained("MODEL")`)')
     else:
         write_tensors(folder / "model.safetensors", convert.to_openai(weights, shape))
-    own_tokenizer = tokenizer is not None and tokenizer.vocab != Tokenizer.openai().vocab
+    own_tokenizer = tokenizer is not None and not tokenizer.is_like(Tokenizer.openai())
     if open_clip := convert.open_clip_config(shape, own_tokenizer=own_tokenizer):
         write_json(folder / "open_clip_config.json", open_clip)
         readers.append('open_clip (`create_model_and_transforms("local-dir:MODEL")`)')
@@ -161,7 +162,7 @@ def _write(
 def _write_golden(file: Path, model: CLIP) -> None:
     """Made with the tensors that were written, on the CPU: not with a model that may train, on a GPU, in bfloat16."""
     if bad := unusable_weights(model):
-        say(f"The saved model has NaN or infinity in {_some(bad)}. To load it, pass allow_nonfinite=True.")
+        say(f"The saved model has NaN or infinity in {some_of(bad)}. To load it, pass allow_nonfinite=True.")
     try:
         golden = golden_vectors(model)
     except ModelError as error:
@@ -172,11 +173,16 @@ def _write_golden(file: Path, model: CLIP) -> None:
 
 def unusable_weights(model: CLIP) -> list[str]:
     """Which tensors of a model hold NaN or infinity, and how many of their numbers; the logit scale as it is used."""
-    return nonfinite({**model.state_dict(), "logit_scale": model.logit_scale.detach()})
+    used = {**model.state_dict(), "logit_scale": model.logit_scale.detach()}
+    bad = nonfinite(used)
+    twice = [name for name in bad if name.startswith("log_logit_scale")]  # of which the scale is made
+    return [name for name in bad if name not in twice] if any(name.startswith("logit_scale") for name in bad) else bad
 
 
-def _some(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' * (len(names) > 1)}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+def some_of(names: Sequence[str]) -> str:
+    """The number of tensors and the names of three, for an error."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return f"{len(names):,} tensor{'s' * (len(names) > 1)}: {', '.join(names[:3])}{more}"
 
 
 def fingerprint(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None) -> str:
@@ -204,7 +210,7 @@ def load(
     *,
     image_size: Any = None,
     precision: Literal["fp32", "bf16"] = "fp32",
-    device: str | torch.device = "cpu",
+    device: Any = "cpu",
     activation: Activation | None = None,
     allow_pickle: bool = False,
     trust: bool = False,
@@ -260,25 +266,25 @@ def load(
         raise ModelError(
             f"The weights of {path}",
             must="be finite numbers",
-            got=f"NaN or infinity in {_some(bad)}",
+            got=f"NaN or infinity in {some_of(bad)}",
             then="The training diverged, or half precision overflowed: take a checkpoint from before. "
             "To look at this one, pass allow_nonfinite=True.",
         )
     return model.to(place)
 
 
-def chosen_device(name: str | torch.device) -> torch.device:
+def chosen_device(name: Any) -> torch.device:
     """The device called `name`; auto: a GPU where there is one, else the CPU. Raises `ConfigError` if there is none."""
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name if name is not None else "None")  # which torch takes for the one that is set
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError, TypeError, OverflowError, ValueError) as error:  # without CUDA torch asserts
         raise ConfigError(
             "The device",
             must="be auto, or one that this machine and its torch have",
-            got=f"{name}: {str(error).splitlines()[0]}",
+            got=f"{named(name)}: {(str(error).splitlines() or [type(error).__name__])[0]}",
             then="Leave it out for a GPU where there is one, or give cpu.",
         ) from error
     return device
@@ -310,7 +316,7 @@ def filled(shape: Architecture, weights: Tensors, tokenizer: Tokenizer | None, *
 
 
 def load_weights(model: CLIP, weights: Tensors, *, where: str) -> None:
-    """Put `weights` into `model`; a missing, unknown or differently shaped tensor is an error that lists them all."""
+    """Put `weights` into `model`; a missing, unknown or differently shaped tensor is an error that lists them."""
     own = model.state_dict()
     faults = [f"{name} is missing" for name in own if name not in weights]
     faults += [f"{name} is unknown" for name in weights if name not in own]
@@ -319,18 +325,16 @@ def load_weights(model: CLIP, weights: Tensors, *, where: str) -> None:
         for name in own
         if name in weights and own[name].shape != weights[name].shape
     ]
-    faults += [
-        f"{name} is {'without numbers' if weights[name].is_meta else weights[name].dtype}"
-        for name in own
-        if name in weights
-        and own[name].is_floating_point()
-        and (weights[name].is_meta or not weights[name].is_floating_point())
-    ]
+    for name, tensor in ((name, weights[name]) for name in own if name in weights):
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            faults.append(f"{name} is sparse or quantized")
+        elif own[name].is_floating_point() and (tensor.is_meta or not tensor.is_floating_point()):
+            faults.append(f"{name} is {'without numbers' if tensor.is_meta else tensor.dtype}")
     if faults:
         raise ModelError(
             f"The weights of {where}",
             must="fit the architecture tensor by tensor",
-            got=f"{len(faults)} that do not: {'; '.join(faults)}",
+            got=f"{len(faults):,} that do not: {'; '.join(faults[:500])}{'; ...' * (len(faults) > 500)}",
             then="Use the config that the weights were trained with.",
         )
     model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in own.values()))

@@ -16,9 +16,7 @@ Tensors = dict[str, Tensor]
 def read_tensors(path: Path) -> Tensors:
     """The tensors of a safetensors file; of an index (.json) those of all the files that it names."""
     if path.suffix == ".json":
-        place_of = {name: path.parent / file for name, file in read_json(path)["weight_map"].items()}
-        several = ((file, name, tensor) for file in _indexed(path) for name, tensor in read_tensors(file).items())
-        return {name: tensor for file, name, tensor in several if place_of.get(name, file) == file}
+        return _read_indexed(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -27,18 +25,41 @@ def read_tensors(path: Path) -> Tensors:
         ) from error
 
 
-def _indexed(path: Path) -> list[Path]:
-    """The files that an index names, each once. A name may not lead out of the index's directory."""
-    names = dict.fromkeys(read_json(path)["weight_map"].values())
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
+def _read_indexed(path: Path) -> Tensors:
+    """The tensors of the files that an index names: each from its place there; one without a place is in one file."""
+    place_of, found = _places(path), Tensors()
+    for file in dict.fromkeys(place_of.values()):
+        for name, tensor in read_tensors(file).items():
+            if place_of.get(name, file) != file:
+                continue
+            if name in found:
+                raise ModelError(
+                    f"The tensor {name} of {path}",
+                    must="be in one file, or have its place in the index",
+                    got=f"several, {file.name} among them",
+                    then="Copy or save the checkpoint again.",
+                )
+            found[name] = tensor
+    return found
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """The file of each tensor, by an index. A name may not lead out of the index's directory."""
+    told = read_json(path)
+    places = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ModelError(
+            f"The index {path}", must="name a file for each tensor", got="no weight_map", then="Copy it again."
+        )
+    for name in dict.fromkeys(map(str, places.values())):
+        if Path(name).name != name or not (path.parent / name).is_file():
             raise ModelError(
                 f"The file names in {path}",
                 must="be files beside it",
                 got=repr(name),
                 then="A file elsewhere is never opened: copy the whole checkpoint again.",
             )
-    return [path.parent / name for name in names]
+    return {name: path.parent / str(file) for name, file in places.items()}
 
 
 def write_tensors(path: Path, tensors: Tensors, **metadata: str) -> None:

@@ -10,7 +10,7 @@ places is an error that names them, but that averaged weights (EMA) give way to 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among the tensors."""
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg)([._]|$)", re.IGNORECASE)
 """What in a place says that the weights there are a running average."""
-DEEPEST = 6
-"""Dictionaries within each other that are looked into."""
+DEEPEST, MOST_PLACES = 8, 32
+"""Dictionaries within each other that are looked into, and places with weights that are compared."""
+
+Place = tuple[str, Tensors]
 
 
 def unpacked(content: Mapping[Any, Any], path: Path) -> Tensors:
@@ -38,47 +40,60 @@ def unpacked(content: Mapping[Any, Any], path: Path) -> Tensors:
 
     Without one, the tensors of the largest dictionary: whoever knows their names can say what they are.
     """
-    groups = {place: clean(tensors, path) for place, tensors in _dictionaries(content, "")}
-    found = {f"{place}{prefix}": part for place, all in groups.items() for prefix, part in _models(all).items()}
+    groups = [(place, clean(tensors, path)) for place, tensors in _dictionaries(content, path)]
+    found = [(place + prefix, part) for place, all in groups for prefix, part in _models(all, path).items()]
     if not found:
-        return max(groups.values(), key=len, default={})
-    place = _chosen(found, path)
-    left = sum(map(len, groups.values())) - len(found[place])
+        return max((tensors for _, tensors in groups), key=len, default={})
+    place, chosen = _chosen(found, path)
+    left = sum(len(tensors) for _, tensors in groups) - len(chosen)
     if left:
         where = f"under {place.rstrip('.')}" if place else "whose names begin with nothing"
         say(f"{path}: the weights {where} are read, {left:,} other tensors are not.")
-    return found[place]
+    return chosen
 
 
 def clean(tensors: Tensors, path: Path) -> Tensors:
     """`tensors` without torch's wrappers in their names, and without the numbers that are no weights."""
     bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in tensors}
     if len(bare) < len(tensors):
-        raise ModelError(
-            f"The tensors of {path}",
-            must=f"have one name each without {', '.join(sorted(WRAPPERS))}",
-            got=f"{len(tensors) - len(bare)} that are there twice",
-            then="Save the model's state_dict() alone.",
-        )
+        raise _twice(path, len(tensors) - len(bare), f"without {', '.join(sorted(WRAPPERS))}")
     return {short: tensors[name] for short, name in bare.items() if short.rpartition(".")[2] not in NOT_WEIGHTS}
 
 
-def _dictionaries(content: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Tensors]]:
+def _twice(path: Path, count: int, how: str) -> ModelError:
+    return ModelError(
+        f"The tensors of {path}",
+        must=f"have one name each {how}",
+        got=f"{count} that are there twice",
+        then="Save the model's state_dict() alone.",
+    )
+
+
+def _dictionaries(content: Mapping[Any, Any], path: Path, place: str = "", depth: int = 1) -> Iterator[Place]:
     """(place, tensors) of each dictionary with tensors: `content`, and those within it."""
-    if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
+    named = [(str(key), value) for key, value in content.items() if isinstance(value, Tensor)]
+    if tensors := dict(named):
+        if len(tensors) < len(named):
+            raise _twice(path, len(named) - len(tensors), "as text")
         yield place, tensors
     for key, value in content.items():
-        if isinstance(value, Mapping) and place.count(".") < DEEPEST:
-            yield from _dictionaries(value, f"{place}{key}.")
+        if not isinstance(value, Mapping):
+            continue
+        if depth == DEEPEST:
+            say(f"{path}: what is in more than {DEEPEST} dictionaries within each other is not looked into.")
+            return
+        yield from _dictionaries(value, path, f"{place}{key}.", depth + 1)
 
 
-def _models(tensors: Tensors) -> dict[str, Tensors]:
+def _models(tensors: Tensors, path: Path) -> dict[str, Tensors]:
     """The tensors of each CLIP among `tensors`, without the beginning that its names have in common."""
     prefixes = set[str]()
     for parts in (name.split(".") for name in tensors):
         first = next((at for at, part in enumerate(parts[:-1]) if part in IMAGE_ENCODERS), None)
         if first is not None:
             prefixes.add("".join(f"{part}." for part in parts[:first]))
+    if len(prefixes) > MOST_PLACES:
+        raise _several(path, sorted(prefixes))
     models: dict[str, Tensors] = {prefix: {} for prefix in sorted(prefixes)}
     for name, tensor in tensors.items():
         holders = [prefix for prefix in prefixes if name.startswith(prefix)]
@@ -88,28 +103,43 @@ def _models(tensors: Tensors) -> dict[str, Tensors]:
     return models
 
 
-def _chosen(found: dict[str, Tensors], path: Path) -> str:
-    """The place of the model that is meant."""
-    plain = [place for place in found if not AVERAGED.search(place)]
-    averaged = [place for place in found if place not in plain]
+def _chosen(found: list[Place], path: Path) -> Place:
+    """The model that is meant, and its place."""
+    plain = [one for one in found if not AVERAGED.search(one[0])]
+    averaged = [one for one in found if AVERAGED.search(one[0])]
     among = plain or averaged
-    different = [place for i, place in enumerate(among) if not any(_same(found[place], found[o]) for o in among[:i])]
+    if len(among) > MOST_PLACES:
+        raise _several(path, [place for place, _ in among])
+    different = [one for i, one in enumerate(among) if not any(_same(one[1], other) for _, other in among[:i])]
     if len(different) > 1:
-        places = " and ".join(place.rstrip(".") or "no name" for place in different)
-        raise ModelError(
-            f"The checkpoint {path}",
-            must="hold the weights of one CLIP",
-            got=f"those of {len(different)}, under {places}",
-            then="Save the state_dict() of the one that you want alone.",
-        )
+        raise _several(path, [place for place, _ in different])
     if plain and averaged:
         say(
-            f"{path} also has averaged weights, under {averaged[0].rstrip('.')}: the plain ones are read. "
+            f"{path} also has averaged weights, under {averaged[0][0].rstrip('.')}: the plain ones are read. "
             "For the averaged ones, save these to a file of their own."
         )
     return different[0]
 
 
+def _several(path: Path, places: Sequence[str]) -> ModelError:
+    named = " and ".join(place.rstrip(".") or "no name" for place in places[:3])
+    return ModelError(
+        f"The checkpoint {path}",
+        must="hold the weights of one CLIP",
+        got=f"those of {len(places)}, under {named}{' and others' * (len(places) > 3)}",
+        then="Save the state_dict() of the one that you want alone.",
+    )
+
+
 def _same(one: Tensors, two: Tensors) -> bool:
-    """Whether two are one model, which a checkpoint has twice where two modules share it."""
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    """Whether two are one model, which a checkpoint has twice where two modules share it: the same bits, NaN or not."""
+    return one.keys() == two.keys() and all(_are_same(one[name], two[name]) for name in one)
+
+
+def _are_same(one: Tensor, two: Tensor) -> bool:
+    if one is two:
+        return True
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    bits = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, two))
+    return torch.equal(*bits)

@@ -251,7 +251,7 @@ def starting_model(config: RunConfig) -> CLIP:
             got=f"{got}, tokenizer: {base.tokenizer is not None}",
             then="Set --model to its architecture, or leave --init out.",
         )
-    if config.tokenizer is not None and _named_tokenizer(config).vocab != base.tokenizer.vocab:
+    if config.tokenizer is not None and not _named_tokenizer(config).is_like(base.tokenizer):
         raise ConfigError(
             f"The tokenizer {config.tokenizer} beside --init {config.init}",
             must="be the one that the model has: its text encoder knows no other",

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, describe, listed, notes
 from limner.data.remote import is_address
 from limner.data.sources.read import read_images
-from limner.data.tokenizer import clean
+from limner.data.tokenizer import clean, texts_of
 from limner.embed import Embedded, embed_images
-from limner.errors import DataError
+from limner.errors import DataError, whole_from_one
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.model.clip import CLIP
 from limner.progress import say
@@ -27,17 +28,19 @@ class Answer:
 def classify_images(
     model: CLIP,
     images: str | Path | Sequence[str | Path],
-    labels: Sequence[str],
-    templates: Sequence[str],
+    labels: Any,
+    templates: Any,
     *,
-    top: int = 5,
+    top: Any = 5,
     keep: Path | None = None,
 ) -> list[Answer]:
     """Name `images`: files, or folders, lists, shards and addresses of them.
 
-    One that cannot be read is reported and left out, never the others; `keep` is a folder for their features. Raises
-    `DataError` if none can be read.
+    `labels` and `templates` are a text or several, `top` is a whole number from 1 on. One that cannot be read is
+    reported and left out, never the others; `keep` is a folder for their features. Raises `DataError` if none can be
+    read.
     """
+    top = whole_from_one(top, "top")
     classifier = ZeroShotClassifier(model, each_once(labels), templates)
     sources = list(_sources([images] if isinstance(images, str | Path) else images))
     if not sources:
@@ -65,20 +68,21 @@ def classify_images(
     return answers
 
 
-def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: int = 5) -> list[Answer]:
+def name_all(classifier: ZeroShotClassifier, embedded: Embedded, *, top: Any = 5) -> list[Answer]:
     """The `top` names of each image that the classifier's model has embedded."""
     labels = classifier.class_names
-    classes, shares = classifier.likeliest(embedded.features, top)
+    classes, shares = classifier.likeliest(embedded.features, whole_from_one(top, "top"))
     return [
         Answer(image=pair.key, names={labels[k]: share for k, share in zip(several, values, strict=True)})
         for pair, several, values in zip(embedded.pairs(), classes.tolist(), shares.tolist(), strict=True)
     ]
 
 
-def each_once(labels: Sequence[str]) -> list[str]:
-    """`labels` without those that are the same to the text encoder as an earlier one, which are said."""
+def each_once(labels: Any) -> list[str]:
+    """The texts in `labels`, one or several, without those that are the same to the text encoder as an earlier one,
+    which are said."""
     names, again = dict[str, str](), list[str]()
-    for label in labels:
+    for label in texts_of(labels, "The class names"):
         if clean(label) in names:
             again.append(label)
         names.setdefault(clean(label), label)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from limner.data.pairs import describe, notes
 from limner.data.reading import describe_unreadable
 from limner.data.sources.read import read_images
-from limner.embed import Embedded, embed_images, embed_texts, require_finite
+from limner.embed import Embedded, embed_images, embed_texts
+from limner.errors import whole_from_one
 from limner.evaluation.metrics import best_first
 from limner.model.clip import CLIP
 from limner.progress import say
@@ -24,11 +26,12 @@ class Hit:
     """Cosine similarity with the query."""
 
 
-def find(model: CLIP, data: str | Path, query: str, *, top: int = 10, keep: Path | None = None) -> list[Hit]:
+def find(model: CLIP, data: str | Path, query: str, *, top: Any = 10, keep: Path | None = None) -> list[Hit]:
     """The `top` images of a folder, list or shards that `query` describes best, the best first.
 
     `keep` is a folder for the images' features, so that the next search need not make them again.
     """
+    top = whole_from_one(top, "top")
     embedded = embed_images(model, read_images(data), keep=keep)
     source = embedded.source
     if source.skipped or embedded.unreadable:
@@ -38,12 +41,11 @@ def find(model: CLIP, data: str | Path, query: str, *, top: int = 10, keep: Path
     return find_among(model, embedded, query, top=top)
 
 
-def find_among(model: CLIP, embedded: Embedded, query: str, *, top: int = 10) -> list[Hit]:
+def find_among(model: CLIP, embedded: Embedded, query: str, *, top: Any = 10) -> list[Hit]:
     """The `top` of the images that `model` has embedded which `query` describes best, the best first, of equal ones the
     first."""
     similarity = embed_texts(model, [query]) @ embedded.features.T
-    require_finite("The similarities", similarity)
-    found = best_first(similarity, top)[0].tolist()
+    found = best_first(similarity, whole_from_one(top, "top"))[0].tolist()
     pairs = [embedded.source[embedded.indices[place]] for place in found]
     return [
         Hit(key=pair.key, path=str(pair.path), similarity=float(similarity[0, place]))

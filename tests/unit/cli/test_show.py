@@ -91,7 +91,7 @@ def test_the_summary_is_the_first_line():
 
 def test_answers_are_at_least_one():
     require_top(1)
-    with pytest.raises(ConfigError, match="--top must be at least 1"):
+    with pytest.raises(ConfigError, match="--top must be a whole number from 1 on"):
         require_top(0)
 
 

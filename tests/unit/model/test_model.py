@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,15 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from limner.architecture import PAPER, ZOO, ViTConfig
+from limner.data.pairs import MAX_IMAGE_BYTES
 from limner.data.tokenizer import EOS, Tokenizer
 from limner.errors import ConfigError, DataError, LimnerError, ModelError
 from limner.model.clip import CLIP, create
+from limner.model.inputs import may_look
 from limner.model.resnet import AttentionPool
 from limner.model.text import TextEncoder
 from limner.model.transformer import attention, attention_reference
@@ -355,7 +359,8 @@ def test_several_pictures_may_be_in_anything_that_has_an_order(model: CLIP, png:
         (np.zeros((0, 5, 3), np.uint8), "must be uint8"),
         (np.zeros((2, 100, 3), np.uint8), "longer than 16 to 1"),
         (np.array([1, 2]), "at place 0 must be a path"),
-        (Image.new("F", (4, 4)), "one of floats"),
+        (Image.new("F", (4, 4), 5.0), "floats from 5.0 to 5.0"),
+        (np.zeros((2, 3, 32, 32), np.longdouble), "of a kind that torch has"),
         (Image.new("RGB", (0, 4)), "readable picture"),
         (torch.zeros(1, 32, 32, 3, dtype=torch.uint8), r"permute\(0, 3, 1, 2\)"),
         (torch.zeros(3, 32, 32, dtype=torch.bool), "be uint8, or floats"),
@@ -548,3 +553,70 @@ def test_a_spawned_worker_has_the_model(model: CLIP):
     )
     (features,) = loader
     assert torch.allclose(features, model.encode_text(texts), atol=1e-6)  # another number of threads
+
+
+class Odd:
+    """An open file of somebody else's."""
+
+    def __init__(self, content: bytes, most: int = 2**30, kind: type = bytes, error: Exception | None = None) -> None:
+        self.content, self.most, self.kind, self.error = content, most, kind, error
+
+    def read(self, count: int) -> object:
+        if self.error is not None:
+            raise self.error
+        piece, self.content = self.content[: min(count, self.most)], self.content[min(count, self.most) :]
+        return self.kind(piece)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_file_that_gives_less_than_is_asked_for_is_read_to_its_end(model: CLIP, png: bytes, kind: type):
+    assert torch.equal(model.encode_image(Odd(png, most=100, kind=kind)), model.encode_image(png))
+
+
+@pytest.mark.parametrize("error", [zipfile.BadZipFile("Bad CRC-32"), EOFError(), TypeError("no"), KeyError("x")])
+def test_what_a_file_raises_is_a_sentence(model: CLIP, png: bytes, error: Exception):
+    with pytest.raises(DataError, match=f"must be readable. Got {str(error) or type(error).__name__}"):
+        model.encode_image(Odd(png, error=error))
+
+
+def test_a_file_over_the_limit_is_too_large_not_cut(model: CLIP, png: bytes, tmp_path: Path):
+    (tmp_path / "large.png").write_bytes(png + bytes(MAX_IMAGE_BYTES))
+    for large in (tmp_path / "large.png", Odd(png + bytes(MAX_IMAGE_BYTES))):
+        with pytest.raises(DataError, match="Got picture file over 64 MiB"):
+            model.encode_image(large)
+
+
+def test_arrays_of_other_byte_orders_and_tensors_of_any_kind_are_read(model: CLIP, png: bytes):
+    pixels = model.preprocess(png)
+    wanted = model.encode_image(pixels)
+    normalised = (pixels.float() / 255 - model._mean) / model._std
+    assert torch.allclose(model.encode_image(normalised.numpy().astype(">f4")), wanted, atol=1e-5)
+    greys = Image.new("F", (40, 30), 0.5), Image.new("L", (40, 30), 128)
+    assert torch.equal(*map(model.encode_image, greys))
+    other = torch.from_numpy(np.array(Image.open(io.BytesIO(png)))).permute(2, 0, 1)
+    assert torch.equal(model.encode_image(other), wanted)  # a tensor of another size is a picture, alone as in a list
+    ids = model.tokenize(["a dog", "a table"])
+    wanted = model.encode_text(ids)
+    for same in (ids.numpy().astype(">i8"), list(ids), {"a dog": 1, "a table": 2}.keys()):
+        assert torch.equal(model.encode_text(same), wanted)
+    for wrong in (ids.to(torch.bfloat16), [ids[0].to(torch.bfloat16)], [[1, 2], [3]], np.zeros((1, 4), np.longdouble)):
+        with pytest.raises(LimnerError, match="must be"):
+            model.encode_text(wrong)
+    assert model.tokenizer is not None
+    for wrong in (ids[0].to(torch.bfloat16), ids[0].float().requires_grad_()):
+        with pytest.raises(ConfigError, match="whole numbers"):
+            model.tokenizer.decode(wrong)
+
+
+def test_numbers_that_are_not_there_are_not_looked_at():
+    numbers, looked = torch.zeros(3), list[bool]()
+
+    def look(one: torch.Tensor) -> torch.Tensor:
+        looked.append(may_look(one))
+        return one.sum()
+
+    torch.func.vmap(look)(numbers)
+    torch.func.grad(look)(numbers)
+    with FakeTensorMode() as mode:
+        look(mode.from_tensor(numbers))
+    assert looked == [False] * 3 and may_look(numbers) and may_look(nn.Parameter(numbers))

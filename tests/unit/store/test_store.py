@@ -1,6 +1,7 @@
 """Models on disk: what limner writes, and what it reads of others'. Parity with the others is in tests/parity."""
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from limner.model.clip import CLIP, create
 from limner.store import convert
 from limner.store.doctor import examine
 from limner.store.pickles import OPENAI_FILES
-from limner.store.store import fingerprint_now, load, save
+from limner.store.store import chosen_device, fingerprint_now, load, load_weights, save
 from limner.store.tensors import Tensors, read_tensors, write_tensors
 
 TEXT = TextConfig(layers=2, width=128, heads=2, vocab_size=602, context_length=20)
@@ -332,6 +333,9 @@ def test_two_models_in_a_file_are_an_error_unless_they_are_one(model: CLIP, thei
         load(tmp_path / "two.pt", allow_pickle=True)
     torch.save({"state_dict": under("model.", theirs) | under("loss.model.", theirs)}, tmp_path / "shared.pt")
     assert_same(model, load(tmp_path / "shared.pt", allow_pickle=True))
+    broken = theirs | {"logit_scale": torch.tensor(float("nan"))}
+    torch.save({"state_dict": under("model.", broken) | under("loss.model.", broken)}, tmp_path / "shared.pt")
+    assert load(tmp_path / "shared.pt", allow_pickle=True, allow_nonfinite=True)  # NaN or not, it is one
     save_file(theirs | under("_orig_mod.", other), tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="that are there twice"):
         load(tmp_path / "model.safetensors")
@@ -396,7 +400,7 @@ def test_numbers_that_overflow_on_loading_are_noticed(theirs: Tensors, tmp_path:
 # --- what is passed ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"model", ["model"], "a\0b"])
+@pytest.mark.parametrize("wrong", [None, 3, b"model", ["model"], "a\0b", "", " ", "x" * 256, "x/" * 2100, "\ud800"])
 def test_a_place_for_a_model_is_a_path(model: CLIP, wrong: Any):
     with pytest.raises(ConfigError, match="must be a path"):
         load(wrong)
@@ -582,6 +586,78 @@ def test_malformed_configs_are_errors_of_ours(hf_folder: Path, file: str, conten
     (hf_folder / file).write_text(content)
     with pytest.raises(LimnerError):
         load(hf_folder)
+
+
+def test_places_that_are_spelt_alike_do_not_replace_each_other(model: CLIP, theirs: Tensors, tmp_path: Path):
+    other = {name: tensor + 1 for name, tensor in theirs.items()}
+    for number, content in enumerate(({1: theirs, "1": other}, {"a": {"b": theirs}, "a.b": other})):
+        torch.save(content, tmp_path / f"{number}.pt")
+        with pytest.raises(ModelError, match=r"those of 2, under .* and "):
+            load(tmp_path / f"{number}.pt", allow_pickle=True)
+    torch.save({1: torch.zeros(1), "1": torch.ones(1)}, tmp_path / "names.pt")
+    with pytest.raises(ModelError, match="one name each as text"):
+        load(tmp_path / "names.pt", allow_pickle=True)
+    torch.save({f"model {number}": theirs if number else other for number in range(500)}, tmp_path / "many.pt")
+    with pytest.raises(ModelError, match=r"those of 500, under model 0 and model 1 and model 2 and others\."):
+        load(tmp_path / "many.pt", allow_pickle=True)
+
+
+def test_dictionaries_are_looked_into_to_a_depth_that_is_said(
+    model: CLIP, theirs: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for depth, is_found in ((7, True), (9, False)):
+        content: dict[str, Any] = theirs
+        for number in range(depth):
+            content = {f"v1.{number}.0": content}
+        torch.save(content, tmp_path / "deep.pt")
+        if is_found:
+            assert_same(model, load(tmp_path / "deep.pt", allow_pickle=True))
+        else:
+            with pytest.raises(ModelError):
+                load(tmp_path / "deep.pt", allow_pickle=True)
+        assert ("is not looked into" in capsys.readouterr().err) is not is_found
+
+
+def test_a_pickle_by_the_name_of_safetensors_needs_the_same_word(model: CLIP, theirs: Tensors, tmp_path: Path):
+    for folder, name in (("open_clip", "open_clip_model.safetensors"), ("file", "weights.safetensors")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / "open_clip_config.json", tmp_path / folder)
+        with (tmp_path / folder / name).open("wb") as file:
+            torch.save(theirs, file)
+        place = tmp_path / folder / (name if folder == "file" else "")
+        with pytest.raises(ModelError, match="a pickle could run code"):
+            load(place)
+        assert_same(model, load(place, allow_pickle=True))
+
+
+def test_a_tensor_in_two_files_has_its_place_in_the_index_or_is_refused(tmp_path: Path):
+    for file, value in (("a.safetensors", 1.0), ("b.safetensors", 2.0)):
+        save_file({"x": torch.tensor(value), file: torch.zeros(1)}, tmp_path / file)
+    index = {"a.safetensors": "a.safetensors", "b.safetensors": "b.safetensors"}
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": index | {"x": "b.safetensors"}}))
+    assert float(read_tensors(tmp_path / "index.json")["x"]) == 2
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ModelError, match=r"The tensor x of .* must be in one file"):
+        read_tensors(tmp_path / "index.json")
+
+
+def test_weights_that_are_sparse_are_listed(model: CLIP):
+    weights = dict(model.state_dict())
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    weights[name] = weights[name].to_sparse()
+    with pytest.raises(ModelError, match=rf"{name} is sparse or quantized"):
+        load_weights(model, weights, where="here")
+
+
+@pytest.mark.parametrize("device", [10**30, None, "cuda:99999999999999999999", "gpu", 3.5, "meta:x"])
+def test_a_device_that_is_none_is_a_sentence(device: Any):
+    with pytest.raises(ConfigError, match="The device must be auto, or one that"):
+        chosen_device(device)
+
+
+def test_a_tokenizer_is_another_one_by_its_merges_too(model: CLIP, tokenizer: Tokenizer, tmp_path: Path):
+    other = Tokenizer(tokenizer.vocab, tokenizer.merges[::-1], context_length=77)
+    assert tokenizer.is_like(copy.deepcopy(tokenizer)) and not tokenizer.is_like(other)
 
 
 @pytest.mark.parametrize("content", ['{"weight_map": {"a": 1, "b": "x"}}', '{"weight_map": []}', "{}", "[]"])

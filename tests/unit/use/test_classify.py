@@ -1,16 +1,20 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from limner.data.sources.read import read_pairs
+from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.data.write import repack
-from limner.errors import DataError
+from limner.embed import embed_images
+from limner.errors import ConfigError, DataError
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.model.clip import CLIP, create
-from limner.use.classify import classify_images
+from limner.use.classify import classify_images, name_all
+from limner.use.search import find, find_among
 
 
 @pytest.fixture
@@ -64,3 +68,35 @@ def test_a_name_given_twice_counts_once(model: CLIP, folder_of_pairs: Path, caps
 
 
 NAMED = (["dog", "table"], ["dog", "Dog", "table"])
+
+
+def test_names_and_templates_come_in_any_form(model: CLIP, folder_of_pairs: Path):
+    file = folder_of_pairs / "00.png"
+    assert list(classify_images(model, file, "cat", "{}")[0].names) == ["cat"]  # not c, a, t
+    wanted = classify_images(model, file, ["dog", "cat"], ["a {}"])
+    for names in (
+        ("dog", "cat"),
+        (name for name in ("dog", "cat")),
+        np.array(["dog", "cat"]),
+        {"dog": 1, "cat": 2}.keys(),
+    ):
+        assert classify_images(model, file, names, "a {}") == wanted
+    for wrong in ([1, 2], 3, [b"cat"], {"dog"}, None):
+        with pytest.raises(ConfigError, match="The class names"):
+            classify_images(model, file, wrong, "{}")
+
+
+@pytest.mark.parametrize("top", [0, -1, True, 2.0, "2", None])
+def test_answers_are_a_whole_number_from_one(model: CLIP, folder_of_pairs: Path, top: Any):
+    classifier = ZeroShotClassifier(model, ["dog", "cat"])
+    embedded = embed_images(model, read_images(folder_of_pairs))
+    for ask in (
+        lambda top: classify_images(model, folder_of_pairs / "00.png", ["dog", "cat"], "{}", top=top),
+        lambda top: name_all(classifier, embedded, top=top),
+        lambda top: classifier.predict(folder_of_pairs / "00.png", top=top),
+        lambda top: find(model, folder_of_pairs, "a dog", top=top),
+        lambda top: find_among(model, embedded, "a dog", top=top),
+    ):
+        assert ask(np.int64(1))
+        with pytest.raises(ConfigError, match="top must be a whole number from 1 on"):
+            ask(top)
