@@ -17,7 +17,8 @@ from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.data.write import Sample, write_classes, write_shards
 from limner.errors import ConfigError, DataError, ModelError
-from limner.evaluation.metrics import best_first, ranks_of_right, share_within, wilson
+from limner.evaluation.intervals import wilson
+from limner.evaluation.metrics import best_first, ranks_of_right, share_within
 from limner.evaluation.retrieval import retrieval
 from limner.evaluation.suite import evaluate, evaluate_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
