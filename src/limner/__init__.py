@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         StorageError,
         TrainingError,
     )
+    from limner.evaluation.estimator import LinearProbe
     from limner.evaluation.suite import evaluate
     from limner.evaluation.zero_shot import ZeroShotClassifier
     from limner.model.clip import CLIP, create
@@ -35,6 +36,7 @@ _HOME = {
     "ConfigError": "limner.errors",
     "DataError": "limner.errors",
     "LimnerError": "limner.errors",
+    "LinearProbe": "limner.evaluation.estimator",
     "MissingExtra": "limner.errors",
     "ModelError": "limner.errors",
     "Pair": "limner.data.pairs",
@@ -59,6 +61,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "LimnerError",
+    "LinearProbe",
     "MissingExtra",
     "ModelError",
     "Pair",

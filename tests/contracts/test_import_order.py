@@ -19,7 +19,7 @@ ORDER = {
     "curate": "findings signals check",
     "objectives": "ranks chunks objective contrastive sigmoid table",
     "training": "watch world log half_adamw optimizer checkpoint guard step prepare loop",
-    "evaluation": "intervals metrics zero_shot retrieval tasks suite",
+    "evaluation": "intervals metrics probe estimator zero_shot retrieval tasks suite",
     "use": "classify search",
     "report": "html check run",
     "demo": "pairs tour",
