@@ -42,7 +42,7 @@ from PIL import (
 from torch import Tensor
 
 from limner.data.bare import ORIENTATION, bare, exif_orientation
-from limner.data.whole import HOLE, damage, jpeg_pixels, rows_are_missing
+from limner.data.whole import END_OF_JPEG, damage, hole, jpeg_pixels, rows_are_missing, scans_are_missing
 from limner.errors import DataError
 from limner.files import LFS_POINTER
 
@@ -74,8 +74,6 @@ TURNED = {
 """How a picture becomes upright, by its orientation."""
 DEEP = re.compile(r";16|'ppm\w*'.*'RGB', (?!255\))\d{3}")
 """Colours of more than 8 bits, in what Pillow calls the way in which pixels lie in a file."""
-PACKED = (5, 7, 8, 32946)
-"""A TIFF's numbers for LZW, JPEG and deflate."""
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0%c\0\0\0\0\0\0"
 """EXIF data of an orientation and nothing else."""
 _one_large = threading.Lock()
@@ -149,15 +147,18 @@ def opened(content: bytes, name: str = "picture") -> Image.Image:
     if long > MAX_ASPECT * short:
         got = f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} to 1"
         raise Unreadable(name, TOO_LONG, got)
-    if found.format == "JPEG" and _has_scans(found.content) and found.content.count(b"\xff\xda") > MAX_SCANS:
-        raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
+    if found.format == "JPEG" and _has_scans(found.content):
+        if found.content.count(b"\xff\xda") > MAX_SCANS:
+            raise Unreadable(name, DAMAGED, f"a JPEG of more than {MAX_SCANS} scans")
+        if scans_are_missing(found.content):
+            raise Unreadable(name, DAMAGED, "a JPEG that ends before its last scan")
     if fault := damage(found.format, found.content, short * long):
         raise Unreadable(name, DAMAGED, fault)
     if found.format == "TIFF":
         if odd := _misread(image):
             raise Unreadable(name, NO_COLOURS, odd)
-        if _has_a_hole(image, found.content):
-            raise Unreadable(name, DAMAGED, "a hole of zeros in its pixels")
+        if fault := _hole(image, found.content):
+            raise Unreadable(name, DAMAGED, fault)
     return image
 
 
@@ -174,11 +175,14 @@ def _misread(tiff: Any) -> str | None:
     return "a TIFF with a palette of 8 bits in 16" if palette and 0 < max(palette) < 256 else None
 
 
-def _has_a_hole(tiff: Any, content: bytes) -> bool:
-    """Whether a strip or tile of packed pixels is zeros for longer than such pixels are."""
+def _hole(tiff: Any, content: bytes) -> str | None:
+    """Where a strip or tile of packed pixels is zeros for longer than such pixels are, in words; None: nowhere."""
     tags = tiff.tag_v2
+    if tags.get(259, 1) == 1:  # as they are
+        return None
     places = zip(tags.get(273, tags.get(324, ())), tags.get(279, tags.get(325, ())), strict=False)
-    return tags.get(259) in PACKED and any(HOLE in content[start : start + size] for start, size in places)
+    found = (hole("TIFF", content[start : start + size], tiff.width * tiff.height) for start, size in places)
+    return next(filter(None, found), None)
 
 
 class _Strict(ImageFile.ImageFile):
@@ -197,10 +201,17 @@ class _StrictJpeg(JpegImagePlugin.JpegImageFile, _Strict):
         """The file, while it is not loaded."""
         return self.fp.getvalue()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
+    is_whole = False
+
     def load(self) -> Any:
         if self.tile:
-            jpeg_pixels(self.content(), "CMYK" if self.mode == "CMYK" else "RGB")  # raises if it is not whole
+            pixels = jpeg_pixels(self.content(), "CMYK" if self.mode == "CMYK" else "RGB")  # raises if it is not whole
+            self.is_whole = pixels is not None
         return super().load()
+
+    def load_read(self, read_bytes: int) -> bytes:
+        """The next bytes. Pillow's own adds an end where there is none, whatever is missing."""
+        return (self.fp.read(read_bytes) if self.fp else b"") or END_OF_JPEG * self.is_whole
 
 
 class _StrictPng(PngImagePlugin.PngImageFile, _Strict):
@@ -252,6 +263,7 @@ def rgb_of(image: Image.Image, *, least: int = 0, name: str = "picture") -> np.n
     sides have that many pixels. Raises what `to_rgb` does, and `ValueError` for a JPEG that is not whole.
     """
     if isinstance(image, _StrictJpeg) and image.mode in ("RGB", "L"):
+        least = least if min(image.size) >= 2 * least else 0
         pixels = jpeg_pixels(image.content(), "RGB", least)  # the same values as Pillow's, without a copy
         turn = TURNED.get(_orientation(image))
         if pixels is not None:

@@ -341,6 +341,11 @@ def listed(
     return Source(path, tuple(parts), skipped or Counter(), noted or Counter())
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed by for its name: a hidden one, or what archives and servers leave."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+
+
 def unusable(size: int) -> str | None:
     """Why a picture file of `size` bytes cannot be used; None if it can."""
     return EMPTY if size == 0 else TOO_LARGE if size > MAX_IMAGE_BYTES else None
@@ -430,7 +435,7 @@ def cleaned(captions: Iterable[object], noted: Counter[str], most: int = MAX_CAP
 
 def label_of(value: Any, noted: Counter[str]) -> str:
     """A class as a text: its number in digits, or its name; "" where there is none. What is neither is noted."""
-    if value is None or value != value:  # NaN
+    if value is None or value != value or (isinstance(value, str) and value.strip().lower() == "nan"):
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         noted["label that is neither a number nor a text (not used)"] += 1

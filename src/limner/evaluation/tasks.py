@@ -13,7 +13,7 @@ A class and its line are matched by their words; where only some of them match, 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import cattrs
 
 from limner.config import DEFAULT_TEMPLATES, RunConfig
-from limner.data.pairs import Pair, Source, innermost, is_number, lines_beside
+from limner.data.pairs import Pair, Source, innermost, is_hidden, is_number, lines_beside
 from limner.data.sources.read import absolute, read_images, read_pairs, split_pairs
 from limner.data.tokenizer import clean
 from limner.errors import ConfigError, DataError, require
@@ -32,7 +32,7 @@ from limner.progress import say
 from limner.run import RunDirectory
 from limner.store.foreign import own_facts, read_config
 
-SPLITS = ("test", "val", "valid", "validation", "train")
+SPLITS = ("test", "val", "valid", "validation", "train", "")
 """Names of folders that are no classes; the first that there is is the one to measure on."""
 
 
@@ -226,15 +226,22 @@ def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -
         )
     if not folders or not are_files or not Path(source.path).is_dir():  # keys in shards and tables are no paths
         return [], [None] * len(pairs)
-    splits = {folder.lower(): folder for folder in folders}
-    if set(splits) <= set(SPLITS):
+    if all(split_of(folder) for folder in folders):
+        best = min(folders, key=lambda folder: SPLITS.index(split_of(folder) or ""))
         raise DataError(
             f"The folder {source.path}",
             must="hold a folder for each class",
             got=f"the splits {', '.join(folders)}",
-            then=f"Give the one to measure on: {source.path}/{splits[min(splits, key=SPLITS.index)]}",
+            then=f"Give the one to measure on: {source.path}/{best}",
         )
-    if found := [folder for folder in folders if folder.lower() in SPLITS]:
+    if len(folders) == 1 and None not in tops and all(len(PurePosixPath(pair.key).parts) > 2 for pair in pairs):
+        raise DataError(
+            f"The folder {source.path}",
+            must="hold a folder for each class",
+            got=f"one folder, {folders[0]}, with others in it",
+            then=f"Give that one: {source.path}/{folders[0]}",
+        )
+    if found := [folder for folder in folders if split_of(folder)]:
         say(f"{', '.join(found)} in {source.path} are taken for classes, for there are other folders beside them.")
     if all(map(is_number, folders)):
         folders.sort(key=int)
@@ -243,15 +250,7 @@ def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -
         say(f"Classes of {source.path} of which no picture can be read: {', '.join(unread[:5])}.")
     places = _places(source, folders, lines)
     if places is None and lines:
-        are_lines = folders[0] == "0" and is_number(folders[-1]) and int(folders[-1]) < len(lines)
-        places = [int(folder) for folder in folders] if are_lines else list(range(len(folders)))
-        if not are_lines and len(lines) != len(folders):
-            raise DataError(
-                f"The classnames.txt of {source.path}",
-                must=f"have a line for each of its {len(folders)} folders, in their order",
-                got=f"{len(lines)} lines",
-                then="Correct it, or move it away for the folders' own names.",
-            )
+        places = _by_order(source, folders, lines)
     if not lines and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
         say(
             f"The folders of {source.path} are named by WordNet's numbers, which say nothing to a text encoder: put a "
@@ -262,17 +261,73 @@ def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -
     return names, [None if top is None else numbers[top] for top in tops]
 
 
+def split_of(folder: str) -> str | None:
+    """Which of `SPLITS` a folder's name means: Testing, val2017, dev_set; None: none."""
+    found = re.fullmatch(r"(test|val|valid|validation|dev|eval|train)(?:ing)?[-_ ]?(?:set|\d{4})?", folder.lower())
+    return {"dev": "val", "eval": "val"}.get(found[1], found[1]) if found else None
+
+
+def _by_order(source: Source, folders: Sequence[str], lines: Sequence[str]) -> list[int]:
+    """The line of each class folder where none says a folder's name: one for each, in the order of names or numbers.
+
+    Folders with no picture that can be read count as well. Raises `DataError` where their numbers do not fit, and where
+    words say that another order is meant; what is taken is said.
+    """
+    there = {path.name for path in Path(source.path).iterdir() if path.is_dir() and not is_hidden(path.name)}
+    all_folders = sorted(there | set(folders))
+    counted = sorted(int(folder) for folder in all_folders if is_number(folder))
+    are_numbers = len(counted) == len(all_folders)
+    places = {folder: place for place, folder in enumerate(sorted(all_folders, key=int if are_numbers else str))}
+    fits = len(lines) == len(all_folders)
+    if are_numbers and fits:  # from 0 or from 1 on, without gaps
+        fits = counted == list(range(counted[0], counted[0] + len(counted))) and counted[0] in (0, 1)
+    elif are_numbers and counted[0] == 0 and counted[-1] < len(lines) and len(set(counted)) == len(counted):
+        places, fits = {folder: int(folder) for folder in all_folders}, True
+    if not fits:
+        raise DataError(
+            f"The classnames.txt of {source.path}",
+            must=f"have a line for each of its {len(all_folders)} folders, in their order",
+            got=f"{len(lines)} lines" + (f", for folders {counted[0]} to {counted[-1]}" if are_numbers else ""),
+            then="Correct it, or move it away for the folders' own names.",
+        )
+    words = [_words(line) for line in lines]
+    for folder in folders:
+        own = _words(folder)
+        if own & set().union(*words) and not own & words[places[folder]]:
+            raise DataError(
+                f"Line {places[folder] + 1} of the classnames.txt of {source.path}",
+                must=f"be the name of the folder {folder}, which is the one of that number in their order",
+                got=lines[places[folder]],
+                then="Write the lines in the order of the folders, or with the folders' own words.",
+            )
+    first = min(folders, key=places.__getitem__)
+    say(
+        f"The lines of classnames.txt are taken for the folders of {source.path} in their order: {first} is "
+        f"{lines[places[first]]!r}, and so on."
+    )
+    return [places[folder] for folder in folders]
+
+
+def _words(name: str) -> set[str]:
+    """The words in a name that say what it is: of three letters or more."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return {word for word in re.findall(r"[^\W\d_]{3,}", parted.lower())}
+
+
 def _places(source: Source, ids: Sequence[str], lines: Sequence[str]) -> list[int] | None:
     """The line of classnames.txt that says the same as each of `ids`; None if none does.
 
-    Raises `DataError` if only some do: a guess would give classes the names of others.
+    Spelt alike, or with other blanks and capitals (SeaLake), or behind a number (001.Sea_lake), or with the id in front
+    (n01443537 goldfish). Raises `DataError` if only some do: a guess would give classes the names of others.
     """
-    for spelt in (clean, lambda name: clean(as_words(name))):
-        places = {spelt(line): place for place, line in reversed(list(enumerate(lines)))}
-        found = [places.get(spelt(one)) for one in ids]
+    without = list(ids)
+    for of_id, of_line in SPELLINGS:
+        places = {of_line(line): place for place, line in reversed(list(enumerate(lines)))}
+        found = [places.get(of_id(one)) for one in ids]
         if None not in found and len(set(found)) == len(found):
             return [place for place in found if place is not None]
-    without = [one for one, place in zip(ids, found, strict=True) if place is None]
+        missing = [one for one, place in zip(ids, found, strict=True) if place is None]
+        without = min(without, missing, key=len)
     if len(without) == len(ids):
         return None
     named = f"none for {', '.join(without[:5])}" if without else "one line for several of them"
@@ -282,6 +337,27 @@ def _places(source: Source, ids: Sequence[str], lines: Sequence[str]) -> list[in
         got=f"{named}, of {len(ids)} classes",
         then="Add what is missing, spelt as the class is, or move the file away.",
     )
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, clean(name)))
+
+
+def _unnumbered(name: str) -> str:
+    return _letters(re.sub(r"^(n\d{8}|\d+)[-._ ]+", "", name))
+
+
+def _in_front(line: str) -> str:
+    return line.split()[0] if line.split() else ""
+
+
+SPELLINGS: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
+    (clean, clean),
+    (_letters, _letters),
+    (_unnumbered, _unnumbered),
+    (str, _in_front),
+)
+"""How a class and its line in classnames.txt may be compared, the strictest first."""
 
 
 def as_words(name: str) -> str:

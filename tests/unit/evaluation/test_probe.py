@@ -114,7 +114,7 @@ def test_the_probe_chooses_on_validation_and_fits_on_both():
     assert found.values[found.last.strength] == max(found.values.values())
     again = fit(features[:600], labels[:600], 10, found.last.strength)
     same = found.last.scores(features).argmax(dim=1) == again.scores(features).argmax(dim=1)
-    assert float(same.double().mean()) > 0.998
+    assert float(same.double().mean()) > 0.99
     assert best_accuracy(found.last.scores(features[600:]), labels[600:]) > 0.9
 
 

@@ -403,6 +403,10 @@ def test_a_class_without_a_readable_picture_stays_one(
         (["1", "2", "3"], ["zero", "one", "two", "three"], "a line for each of its 3 folders"),
         (["0", "1", "5"], ["zero", "one", "two", "three"], "a line for each of its 3 folders"),
         (["dog", "cat"], ["dog", " ", "cat"], "Line 2 of the classnames.txt"),
+        (["1", "2", "10"], ["one", "two", "ten"], "Got 3 lines, for folders 1 to 10"),
+        (["0", "2"], ["zero", "two"], "Got 2 lines, for folders 0 to 2"),
+        (["0", "00", "1"], ["zero", "one", "two"], "a line for each of its 3 folders"),
+        (["cat", "dog"], ["dog, hound", "cat, kitty"], "Line 1 .* must be the name of the folder cat"),
     ],
 )
 def test_classnames_that_fit_in_part_are_no_guess(
@@ -418,7 +422,7 @@ def test_classnames_that_fit_in_part_are_no_guess(
     "names, lines, expected",
     [
         ([*map(str, range(11))], [f"name {n}" for n in range(11)], list(range(11))),
-        (["1", "2", "10"], ["one", "two", "ten"], [0, 1, 2]),
+        (["1", "2", "3"], ["one", "two", "three"], [0, 1, 2]),
         (["0", "2", "10"], [f"name {n}" for n in range(12)], [0, 2, 10]),
         (["10", "9"], [], [1, 0]),
     ],
@@ -431,6 +435,52 @@ def test_folders_of_numbers_are_in_their_order(
         (folder / "classnames.txt").write_text("\n".join(lines))
     found = {prediction.key.split("/")[0]: prediction.label for prediction in evaluate_task(model, folder).predictions}
     assert found == dict(zip(names, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "names, lines, expected",
+    [
+        (["AnnualCrop", "SeaLake"], ["sea lake", "annual crop"], [1, 0]),
+        (["001.Black_Albatross", "002.Laysan_Albatross"], ["Laysan Albatross", "Black Albatross"], [1, 0]),
+        (["cat", "dog"], ["1 dog", "0 cat"], [1, 0]),
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["japanese spaniel", "chihuahua"], [1, 0]),
+        (["n01440764", "n01443537"], ["n01443537 goldfish", "n01440764 tench"], [1, 0]),
+        (["cat", "dog"], ["a house cat", "dog, hound"], [0, 1]),
+        (["ankle", "bag"], ["Stiefel", "Tasche"], [0, 1]),
+    ],
+)
+def test_classnames_are_known_by_their_words(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, names: list[str], lines: list[str], expected: list[int]
+):
+    folder = class_folders(tmp_path / "set", picture, *names)
+    (folder / "classnames.txt").write_text("\n".join(lines))
+    found = {prediction.key.split("/")[0]: prediction.label for prediction in evaluate_task(model, folder).predictions}
+    assert found == dict(zip(names, expected, strict=True))
+
+
+def test_folders_without_a_picture_have_their_line(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = class_folders(tmp_path / "set", picture, "x1", "x2")
+    (folder / "x0").mkdir()
+    (folder / "@eaDir").mkdir()
+    (folder / "@eaDir" / "0.png").write_bytes(picture())
+    (folder / "classnames.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match=r"a line for each of its 3 folders, in their order\. Got 2 lines"):
+        evaluate_task(model, folder)
+    (folder / "classnames.txt").write_text("zero\none\ntwo\n")
+    found = evaluate_task(model, folder)
+    assert {prediction.key: prediction.label for prediction in found.predictions if "/0" in prediction.key} == {
+        "x1/0.png": 1,
+        "x2/0.png": 2,
+    }
+    assert "in their order: x1 is 'one', and so on" in capsys.readouterr().err
+
+
+def test_folders_a_level_too_high_are_no_classes(model: CLIP, picture: Callable[..., bytes], tmp_path: Path):
+    folder = class_folders(tmp_path / "set", picture, "images/cat", "images/dog")
+    with pytest.raises(DataError, match=r"Got one folder, images, with others in it\. Give that one: .*/set/images"):
+        evaluate_task(model, folder)
 
 
 def test_classnames_that_say_something_else_than_labels_are_not_used_with_a_word(
@@ -460,7 +510,16 @@ def test_several_sources_have_the_same_classnames_or_are_measured_apart(
         evaluate_task(model, "::".join(map(str, folders)))
 
 
-@pytest.mark.parametrize("names, best", [(["train", "Val"], "Val"), (["Test", "train", "val"], "Test")])
+@pytest.mark.parametrize(
+    "names, best",
+    [
+        (["train", "Val"], "Val"),
+        (["Test", "train", "val"], "Test"),
+        (["Training", "Testing"], "Testing"),
+        (["train2017", "val2017"], "val2017"),
+        (["dev", "eval_set", "train"], "dev"),
+    ],
+)
 def test_of_splits_the_one_to_measure_on_is_named(
     model: CLIP, picture: Callable[..., bytes], tmp_path: Path, names: list[str], best: str
 ):

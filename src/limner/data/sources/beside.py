@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from limner.data.pairs import IMAGE_ENDINGS
+from limner.data.pairs import IMAGE_ENDINGS, is_hidden
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TAR = r"\.(tar|tgz|tar\.(gz|bz2|xz|zst|lz4))$"
@@ -26,10 +26,10 @@ def passed_by(folder: Path, is_read: Callable[[Path], bool]) -> Counter[str]:
     count."""
     found = Counter[str]()
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         found[FOLDER_LINK] += sum(Path(place, name).is_symlink() for name in folders)
         for name in files:
-            kind = None if name.startswith(".") else _kind(name)
+            kind = None if is_hidden(name) else _kind(name)
             if kind is not None:
                 found[kind] += not is_read(Path(place, name))
     return +found

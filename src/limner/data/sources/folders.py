@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, lines_are_captions, parted, sifted
+from limner.data.pairs import IMAGE_ENDINGS, Pair, Source, cleaned, is_hidden, lines_are_captions, parted, sifted
 from limner.data.sources.beside import HEIC
 from limner.data.sources.index import FOLDER, MAX_TEXT_BYTES
 from limner.files import is_file_in, places_of, printable
@@ -120,8 +120,8 @@ def _entries(
     except OSError:
         noted[CLOSED] += 1
         return []
-    shown = [entry for entry in found if not entry.name.startswith(".")]
-    noted[HIDDEN] += sum(entry.name.startswith(".") and entry.name != FOLDER for entry in found)
+    shown = [entry for entry in found if not is_hidden(entry.name)]
+    noted[HIDDEN] += sum(is_hidden(entry.name) and entry.name != FOLDER for entry in found)
     texts, others = dict[str, Path](), list[os.DirEntry[str]]()
     for entry in shown:
         name = Path(entry.name)

@@ -24,6 +24,7 @@ PATH_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "img", "
 CAPTION_COLUMNS = ("caption", "text", "sentence", "title", "description", "alt")
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "category", "target", "cls")
 CELLS = "row of another number of cells than the header"
+SOME_NUMBERS = "label that is a number beside others that are none (all are names)"
 SAME_NAME = "column of the same name as another (the {} one is read)"
 
 
@@ -110,6 +111,7 @@ def source_of(
         if label and labels.setdefault(image, label) != label:
             noted["picture with several labels (the first is used)"] += 1
     are_numbers = all(map(is_number, labels.values()))
+    noted[SOME_NUMBERS] += 0 if are_numbers else sum(map(is_number, labels.values()))
     names = sorted(set(labels.values()))
     numbers = {name: int(name) if are_numbers else place for place, name in enumerate(names)}
     if around is not None:
@@ -180,7 +182,7 @@ def _jsonl_rows(
         if not isinstance(record, dict):
             raise DataError(f"Line {number:,} of {path}", must="be a JSON object", got=got, then="Correct that line.")
         names |= dict.fromkeys(record)
-        columns = _columns(list(record))
+        columns = _columns([name for name, value in record.items() if value not in (None, "", [])])
         if columns.image is None:
             skipped["line without a picture's path"] += 1
             continue
@@ -197,7 +199,7 @@ def _csv_rows(
     path: Path, file: IO[str], needs_caption: bool, skipped: Counter[str], noted: Counter[str]
 ) -> Iterator[Row]:
     """The rows of a csv; the delimiter and whether there is a header are found out."""
-    head = file.readline()
+    head = next((line for line in file if line.strip()), "")
     file.seek(0)
 
     def fit(sign: str) -> int:
@@ -281,7 +283,7 @@ def _rows(
     path: Path, rows: Iterator[list[str]], needs_caption: bool, skipped: Counter[str], noted: Counter[str]
 ) -> Iterator[Row]:
     """Rows of cells as rows of a list: the first one is the header, unless it names a picture that is there."""
-    first, folder = next(rows, []), path.parent
+    first, folder = next(filter(None, rows), []), path.parent
     if _fits(first, folder) == LIST_WITHOUT_HEADER:
         image, label = 0 if is_file_in(places_of(folder), folder / first[0].strip()) else 1, None
         caption = 1 - image
@@ -297,6 +299,8 @@ def _rows(
             continue
         ends = sum(len(LINE_END.findall(cell.strip())) for cell in row)
         noted["cell of several lines (is a quote missing?)"] += ends > 0
+        while len(row) > len(first) and not row[-1].strip():
+            row.pop()  # a delimiter at the end of each row
         if len(row) != len(first):
             skipped[CELLS] += 1 + ends  # lines that a quote has taken for one row
             continue

@@ -101,6 +101,13 @@ def _read(path: Any, weights: Sequence[float], *, needs_caption: bool) -> Source
             then="Several go into one text with :: between them.",
         )
     several = str(path).split("::")
+    if not all(one.strip() for one in several):
+        raise DataError(
+            f"The data path {path}",
+            must="name a source on each side of ::",
+            got="none on one side",
+            then="Take that :: away, or give what belongs there.",
+        )
     if len(several) > 1 or weights:
         sources = [_read_one(one, needs_caption=needs_caption) for one in several]
         return mixture(str(path), sources, weights)

@@ -255,3 +255,23 @@ def test_a_cell_has_no_encoding_of_its_own(folder_of_pairs: Path):
     (folder_of_pairs / "list.csv").write_bytes(b"path,caption\n00.png,\xff\xfeabcd\n")
     source = read_pairs(folder_of_pairs / "list.csv")
     assert list(source.captions()) == ["\ufffd\ufffdabcd"] and source.noted.total() == 1
+
+
+def test_labels_that_are_numbers_in_part_are_noted(folder_of_pairs: Path):
+    (folder_of_pairs / "list.csv").write_text("path,label\n00.png,1\n01.png,nan\n02.png,2\n03.png,NaN\n")
+    assert [pair.label for pair in read_images(folder_of_pairs / "list.csv")] == [1, None, 2, None]
+    (folder_of_pairs / "list.csv").write_text("path,label\n00.png,1\n01.png,N/A\n02.png,2\n")
+    source = read_images(folder_of_pairs / "list.csv")
+    assert source.classes == ("1", "2", "N/A")
+    assert source.noted == {"label that is a number beside others that are none (all are names)": 2}
+
+
+def test_blank_lines_before_a_header_and_delimiters_behind_rows_cost_nothing(folder_of_pairs: Path):
+    (folder_of_pairs / "list.csv").write_text("\n\npath,caption\n00.png,a dog,\n01.png,a cat,,\n02.png,a,b\n")
+    assert told(folder_of_pairs / "list.csv") == ([("a dog",), ("a cat",)], {CELLS: 1})
+
+
+def test_of_a_line_the_columns_that_say_something_count(folder_of_pairs: Path):
+    rows = [{"path": "00.png", "caption": None, "text": "a"}, {"path": "01.png", "caption": "", "title": "b"}]
+    (folder_of_pairs / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert told(folder_of_pairs / "list.jsonl") == ([("a",), ("b",)], {})

@@ -112,3 +112,9 @@ def test_what_may_not_be_read_is_an_error_of_limner(folder_of_pairs: Path, monke
         monkeypatch.setattr(module, "LAYOUTS", (layout,))
         with pytest.raises(DataError, match=r"must be readable. Got .*Permission denied.*metadata.csv.*permissions"):
             read_pairs(folder_of_pairs)
+
+
+@pytest.mark.parametrize("path", ["{0}::", "::{0}", "{0}:: ::{0}"])
+def test_a_source_without_a_name_is_no_source(folder_of_pairs: Path, path: str):
+    with pytest.raises(DataError, match="must name a source on each side of ::"):
+        read_pairs(path.format(folder_of_pairs))
