@@ -219,7 +219,8 @@ def _kept(file: Path, source: Source) -> Embedded | None:
         if metadata["digest"] != _digest(tensors, metadata["unreadable"]):
             raise ValueError("other bytes than were written")
         unreadable = [Unread(**one) for one in json.loads(metadata["unreadable"])]
-        indices, contents, features = tensors["indices"].tolist(), tensors["contents"].tolist(), tensors["features"]
+        indices, contents = tensors["indices"].tolist(), tensors["contents"].tolist()
+        features = tensors["features"].clone()  # in the file they lie anywhere, and products differ in the last bit
     except (ModelError, KeyError, TypeError, ValueError) as error:
         say(f"The features kept in {file} are damaged ({error}): the pictures are encoded again.")
         return None

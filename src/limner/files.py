@@ -49,8 +49,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write `content` to `path` as UTF-8, whole or not at all."""
-    write_bytes(path, content.encode())
+    """Write `content` to `path` as UTF-8, whole or not at all; bytes of a file's name that are none are replaced."""
+    write_bytes(path, content.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
 
 
 def printable(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from limner.errors import StorageError
-from limner.files import replacing, sha256_of, write_bytes, write_text
+from limner.files import replacing, sha256_of, write_bytes, write_json, write_text
 
 
 def test_written_whole(tmp_path: Path):
@@ -53,3 +53,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="written whole"):
         write_bytes(tmp_path / "file" / "below", b"x")
+
+
+def test_names_of_files_that_are_no_utf_8_can_be_written(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"path": "caf\udce9"})
+    assert "caf\ufffd" in (tmp_path / "a.json").read_text(encoding="utf-8")

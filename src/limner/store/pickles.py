@@ -5,6 +5,8 @@ published file, or by `trust`, in a process of its own that hands back safetenso
 goes through torch's restricted unpickler (weights only), by `allow_pickle`.
 """
 
+import hashlib
+import io
 import re
 import subprocess
 import sys
@@ -38,15 +40,16 @@ SECONDS = 600
 def read_pickle(path: Path, *, allow_pickle: bool, trust: bool) -> tuple[dict[str, Tensor], str | None]:
     """(tensors, OpenAI's name of the model if the file is one of its nine)."""
     if _is_torchscript(path):
-        name = OPENAI_FILES.get(sha256_of(path))
+        sha256 = sha256_of(path)
+        name = OPENAI_FILES.get(sha256)
         if name is None and not trust:
             raise ModelError(
                 f"The TorchScript archive {path}",
                 must="be one of the nine that OpenAI published: an archive carries code",
-                got=f"the sha256 {sha256_of(path)}",
+                got=f"the sha256 {sha256}",
                 then="Download it again, or pass trust=True (limner convert --trust) if you know where it comes from.",
             )
-        tensors = clean(_read_torchscript(path), path)
+        tensors = clean(_read_torchscript(path, sha256), path)
     elif allow_pickle:
         name, tensors = None, _read_weights_only(path)
     else:
@@ -67,11 +70,11 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The archive's tensors, by way of a process that opens it and writes them as safetensors."""
+def _read_torchscript(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of the archive with that hash, by way of a process that opens it and writes them as safetensors."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path.absolute()), str(out)]
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path.absolute()), sha256, str(out)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder)
             reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -82,15 +85,18 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
         return load_file(out)
 
 
-def _open_archive(path: str, out: str) -> None:
-    """What that process does."""
-    tensors = torch.jit.load(path, map_location="cpu").state_dict()
+def _open_archive(path: str, sha256: str, out: str) -> None:
+    """What that process does: with the bytes that it has compared itself, whatever lies at `path` by then."""
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        sys.exit("a file that changed while it was read")
+    tensors = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, out)
 
 
 def _read_weights_only(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as file:  # by what it holds: of a path, torch looks at the name
+        with path.open("rb") as file:  # of a path torch would look at the name
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the damage or the refusal leads to
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))

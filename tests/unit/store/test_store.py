@@ -213,6 +213,13 @@ def test_an_archive_of_openai_is_opened_by_its_hash_or_by_trust(
         load(archive)
 
 
+@pytest.mark.usefixtures("known")
+def test_an_archive_that_changes_after_it_was_hashed_is_not_opened(archive: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("limner.store.pickles.sha256_of", lambda _: next(iter(OPENAI_FILES)))
+    with pytest.raises(ModelError, match=r"The TorchScript archive .* Got a file that changed while it was read"):
+        load(archive)
+
+
 def test_a_damaged_archive_is_explained(tmp_path: Path):
     path = tmp_path / "model.pt"
     with zipfile.ZipFile(path, "w") as archive:  # looks like one, but there is nothing in it
