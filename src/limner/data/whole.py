@@ -125,7 +125,7 @@ def rows_are_missing(png: bytes) -> bool:
             while packed and wanted > 0:
                 wanted -= len(unpacker.decompress(packed, PIECE))
                 packed = unpacker.unconsumed_tail
-        return wanted > len(unpacker.flush())
+        return wanted > 0 and wanted > len(unpacker.flush())  # of all that there is: what is left is a few bytes
     except zlib.error:
         return True
 

@@ -3,6 +3,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from contextlib import suppress
 from typing import Any
@@ -518,14 +519,27 @@ def test_each_changed_bit_of_a_png_is_found():
             decode(bytes(changed), 30)
 
 
+def grey_png(rows: bytes, *, is_interlaced: bool = False) -> bytes:
+    """A PNG of 8 x 8 grey pixels, whose rows may be fewer or more."""
+    head = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, is_interlaced)
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    told = (struct.pack(">I", len(part)) + name + part for name, part in parts)
+    sums = (struct.pack(">I", zlib.crc32(name + part)) for name, part in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(one + end for one, end in zip(told, sums, strict=True))
+
+
+def test_rows_are_counted_and_not_kept():
+    content = grey_png(bytes(2**27))  # black: its rows are counted
+    tracemalloc.start()
+    assert decode(content, 8).max() == 0
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("is_interlaced", [False, True])
 def test_a_png_has_all_of_its_rows(is_interlaced: bool):
     def png(rows: bytes) -> bytes:
-        head = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, is_interlaced)
-        parts = (b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-        told = (struct.pack(">I", len(part)) + name + part for name, part in parts)
-        sums = (struct.pack(">I", zlib.crc32(name + part)) for name, part in parts)
-        return b"\x89PNG\r\n\x1a\n" + b"".join(one + end for one, end in zip(told, sums, strict=True))
+        return grey_png(rows, is_interlaced=is_interlaced)
 
     passes = [(1, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4)] if is_interlaced else [(8, 8)]
     rows = b"".join((b"\0" + b"\x50" * columns) * number for columns, number in passes)
