@@ -70,7 +70,8 @@ def ranks_of_right(
 def best_first(scores: Float[Tensor, "queries candidates"], top: int) -> Int[Tensor, "queries top"]:
     """The candidates with the highest scores, of equal ones the first; all of them if there are fewer than `top`.
 
-    A stable sort would do, at eighty times the time. Raises `ModelError` for scores that are not finite.
+    A stable sort of all scores would do, but takes several times as long. Raises `ModelError` for scores that are not
+    finite.
     """
     require_finite("The scores", scores)
     top = min(top, scores.shape[1])

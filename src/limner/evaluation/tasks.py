@@ -32,8 +32,8 @@ from limner.progress import say
 from limner.run import RunDirectory
 from limner.store.foreign import own_facts, read_config
 
-SPLITS = ("test", "val", "valid", "validation", "train", "")
-"""Names of folders that are no classes; the first that there is is the one to measure on."""
+SPLITS = ("test", "val", "train")
+"""What folders that are no classes are called (`split_of`); the first that there is is the one to measure on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +226,9 @@ def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -
         )
     if not folders or not are_files or not Path(source.path).is_dir():  # keys in shards and tables are no paths
         return [], [None] * len(pairs)
-    if all(split_of(folder) for folder in folders):
-        best = min(folders, key=lambda folder: SPLITS.index(split_of(folder) or ""))
+    splits = {split: folder for folder in reversed(folders) if (split := split_of(folder))}
+    if all(map(split_of, folders)):
+        best = next(splits[split] for split in SPLITS if split in splits)
         raise DataError(
             f"The folder {source.path}",
             must="hold a folder for each class",
@@ -264,7 +265,7 @@ def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -
 def split_of(folder: str) -> str | None:
     """Which of `SPLITS` a folder's name means: Testing, val2017, dev_set; None: none."""
     found = re.fullmatch(r"(test|val|valid|validation|dev|eval|train)(?:ing)?[-_ ]?(?:set|\d{4})?", folder.lower())
-    return {"dev": "val", "eval": "val"}.get(found[1], found[1]) if found else None
+    return found and (found[1] if found[1] in SPLITS else "val")
 
 
 def _by_order(source: Source, folders: Sequence[str], lines: Sequence[str]) -> list[int]:
