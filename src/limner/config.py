@@ -157,6 +157,10 @@ class RunConfig:
     """How often an epoch sees each pair of each source, where there are several; 1 by default."""
     test: str | None = None
     """Pairs or labelled pictures to measure on. Without it `holdout` of the training pairs are kept back."""
+    evaluate_every: int = 0
+    """Steps between two evaluations on the way, on `evaluate_data`; 0: none. They change nothing of the run."""
+    evaluate_data: str | None = None
+    """Pairs or labelled pictures to measure on, on the way. Without it `test`, or the pairs that are kept back."""
     out: Path | None = None
     """The run directory. Default: runs/RECIPE."""
     model: str | Architecture
@@ -185,6 +189,10 @@ class RunConfig:
         require(self.cache_mb >= 0, "cache-mb", "not be negative", self.cache_mb, "0 keeps no picture in memory.")
         fine = self.workers is None or self.workers >= 1
         require(fine, "workers", "be at least 1", self.workers, "Leave it out for one per core.")
+        fine = self.evaluate_every >= 0
+        require(fine, "evaluate-every", "be 0 or more", self.evaluate_every, "It counts steps; 0 measures nothing.")
+        fine = self.evaluate_data is None or self.evaluate_every > 0
+        require(fine, "evaluate-data", "come with --evaluate-every", "it alone", "Add --evaluate-every 100.")
         fine = 0 <= self.max_dropped <= 1
         require(fine, "max-dropped", "lie in [0, 1]", self.max_dropped, "It is a share of the pairs, such as 0.05.")
         require(0 <= self.holdout < 1, "holdout", "lie in [0, 1)", self.holdout, "0.05 keeps one pair in twenty back.")

@@ -8,17 +8,20 @@ the CPU as float32. What was embedded once is known by the fingerprints of model
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from limner.data.pairs import Pair, Source
+from limner.data.pairs import Pair, Source, chosen
 from limner.data.reading import LATE, SLOW, UNREAD, Squares, Unread, caption_ids, centres, describe_unreadable
 from limner.errors import DataError, ModelError, StorageError
 from limner.model.clip import CLIP
@@ -44,39 +47,103 @@ class Embedded:
     contents: list[int]
     """Hashes of the pixels that the encoder saw: equal ones are the same image."""
     unreadable: list[Unread]
+    hidden: Float[Tensor, "images hidden"] | None = None
+    """What the encoder's projection was given, as float32 and not normalised, where that was asked for."""
 
     def pairs(self) -> list[Pair]:
         """The pairs of the readable images."""
         return [self.source[index] for index in self.indices]
 
 
-def embed_images(model: CLIP, source: Source, *, keep: Path | None = None) -> Embedded:
+def embed_images(
+    model: CLIP, source: Source, *, keep: Path | None = None, hidden: bool = False, group: Any = None
+) -> Embedded:
     """The features of all images of `source`; with `keep`, taken from that folder if they are there, else put there.
 
-    Raises `DataError` if no image can be read.
+    With `hidden`, those before the projection as well. The ranks of a process `group` share the images, and each gets
+    the features of all. Raises `DataError` if no image can be read.
     """
-    file = None if keep is None else _file(model, source, keep)
-    if file is not None and (kept := _kept(file, source)) is not None:
+    file = None if keep is None else _file(model, source, keep, hidden=hidden)
+    kept = None if file is None else _kept(file, source)
+    if kept is None and keep is not None and not hidden:  # what holds more will do
+        kept = _kept(_file(model, source, keep, hidden=True), source)
+    if group is not None and not _all(group, kept is not None):  # a folder of kept features is not on every machine
+        kept = None
+    if kept is not None:
         return kept
-    indices, contents, parts, unreadable = list[int](), list[int](), list[Tensor](), list[Unread]()
-    batches = _stream(model, source)
-    for squares, features in track(batches, title="Encoding pictures", total=-(-len(source) // BATCH)):
-        indices += squares.indices
-        contents += squares.contents
-        parts.append(features)
-        unreadable += squares.unread
-    if not indices:
+    found = _embedded(model, source, hidden=hidden) if group is None else _shared(model, source, hidden, group)
+    if not found.indices:
         raise DataError(
             f"The pictures of {source.path}",
             must="be readable",
-            got=describe_unreadable(unreadable),
+            got=describe_unreadable(found.unreadable),
             then="Check the files.",
         )
-    features = torch.cat(parts)
-    found = Embedded(source=source, indices=indices, features=features, contents=contents, unreadable=unreadable)
-    if file is not None:
+    if file is not None and (group is None or dist.get_rank(group) == 0):
         _keep(file, found)
     return found
+
+
+def _embedded(model: CLIP, source: Source, *, hidden: bool) -> Embedded:
+    indices, contents, parts, unreadable = list[int](), list[int](), list[Tensor](), list[Unread]()
+    given = list[Tensor]()
+    with _inputs_of(model.image.projection, given) if hidden else nullcontext():
+        batches = _stream(model, source)
+        for squares, features in track(batches, title="Encoding pictures", total=-(-len(source) // BATCH)):
+            indices += squares.indices
+            contents += squares.contents
+            parts.append(features)
+            unreadable += squares.unread
+    return Embedded(
+        source=source,
+        indices=indices,
+        features=torch.cat(parts) if parts else torch.empty(0, model.architecture.embed_dim),
+        contents=contents,
+        unreadable=unreadable,
+        hidden=torch.cat(given or [torch.empty(0, model.image.projection.in_features)]) if hidden else None,
+    )
+
+
+@contextmanager
+def _inputs_of(layer: nn.Module, into: list[Tensor]) -> Iterator[None]:
+    """While it lasts, what `layer` is given goes `into` a list, as float32 on the CPU."""
+    hook = layer.register_forward_pre_hook(lambda _, inputs: into.append(inputs[0].detach().float().cpu().flatten(1)))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _all(group: Any, fact: bool) -> bool:
+    """Whether a fact holds on every rank."""
+    told: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(told, fact, group)
+    return all(told)
+
+
+def _shared(model: CLIP, source: Source, hidden: bool, group: Any) -> Embedded:
+    """Each rank of `group` embeds a stretch of the source; the features of all, in the source's order, are on each."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    first, last = len(source) * rank // size, len(source) * (rank + 1) // size
+    numbers = zip(source.parts, source.starts.tolist(), strict=False)
+    parts = (
+        chosen(part, (np.arange(len(part)) + start >= first) & (np.arange(len(part)) + start < last))
+        for part, start in numbers
+    )
+    own = _embedded(model, replace(source, parts=tuple(parts), shares=()), hidden=hidden)
+    told: list[Any] = [None] * size
+    dist.all_gather_object(told, ([first + i for i in own.indices], own.contents, own.unreadable, own.features), group)
+    indices, contents, unreadable, features = zip(*told, strict=True)
+    if hidden:
+        dist.all_gather_object(told, own.hidden, group)
+    return Embedded(
+        source=source,
+        indices=[index for part in indices for index in part],
+        features=torch.cat(features),
+        contents=[content for part in contents for content in part],
+        unreadable=[one for part in unreadable for one in part],
+        hidden=torch.cat(told) if hidden else None,
+    )
 
 
 def stream_images(
@@ -99,8 +166,10 @@ def embed_texts(model: CLIP, texts: Sequence[str]) -> Float[Tensor, "texts embed
     """The features of sentences: float32, L2-normalised, on the CPU. Says how many are cut to the context."""
     before = model.tokenizer.cut if model.tokenizer else 0
     nothing = torch.empty(0, model.architecture.embed_dim)
+    chunks = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
     with measuring(model):
-        parts = [model.encode_text(texts[start : start + TEXTS]).cpu() for start in range(0, len(texts), TEXTS)]
+        bar = track(chunks, title="Encoding sentences", total=len(chunks)) if len(chunks) > 1 else chunks
+        parts = [model.encode_text(chunk).cpu() for chunk in bar]
     if model.tokenizer and (cut := model.tokenizer.cut - before):
         say(
             f"{cut:,} of {len(texts):,} sentences are longer than the {model.architecture.text.context_length} tokens "
@@ -160,12 +229,13 @@ def require_finite(what: str, values: Tensor) -> None:
 # --- kept on disk ----------------------------------------------------------------------------------------------------
 
 
-def _file(model: CLIP, source: Source, folder: Path) -> Path:
-    """Where the features of these images by this model, as it is now, are kept."""
+def _file(model: CLIP, source: Source, folder: Path, *, hidden: bool) -> Path:
+    """Where the features of these images by this model, as it is now, are kept; with `hidden`, those before the
+    projection too."""
     now = fingerprint_now(model)
     precision = str(model.image.dtype).removeprefix("torch.")
     told = f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{_stamp(source)[:16]}"
-    return folder / f"{told}-{FORMAT}.safetensors"
+    return folder / f"{told}-{FORMAT}{'-hidden' if hidden else ''}.safetensors"
 
 
 def _stamp(source: Source) -> str:
@@ -181,6 +251,27 @@ def _stamp(source: Source) -> str:
     return digest.hexdigest()
 
 
+def kept_tensor(file: Path | None, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` gives, taken from `file` if that keeps it whole, else put there."""
+    if file is not None and file.is_file():
+        try:
+            with safe_open(file, framework="pt") as opened:
+                digest = (opened.metadata() or {}).get("digest")
+            tensors = read_tensors(file)
+            if digest == _digest(tensors, "") and list(tensors) == ["kept"]:
+                return tensors["kept"].clone()
+        except (ModelError, ValueError, OSError, SafetensorError):
+            pass
+        say(f"What is kept in {file} is damaged, and is made again.")
+    made = make()
+    if file is not None:
+        try:
+            write_tensors(file, {"kept": made}, digest=_digest({"kept": made}, ""))
+        except StorageError as error:
+            say(f"It is not kept: {error}")
+    return made
+
+
 def _keep(file: Path, found: Embedded) -> None:
     """Write features to `file`. What cannot be kept is said, and lost is nothing: they are at hand."""
     passing = [one for one in found.unreadable if one.reason in (LATE, SLOW, UNREAD)]
@@ -191,7 +282,7 @@ def _keep(file: Path, found: Embedded) -> None:
         "indices": torch.tensor(found.indices),
         "features": found.features,
         "contents": torch.tensor(found.contents),
-    }
+    } | ({} if found.hidden is None else {"hidden": found.hidden})
     unreadable = json.dumps([one._asdict() for one in found.unreadable])
     try:
         write_tensors(file, tensors, unreadable=unreadable, digest=_digest(tensors, unreadable))
@@ -220,9 +311,12 @@ def _kept(file: Path, source: Source) -> Embedded | None:
             raise ValueError("other bytes than were written")
         unreadable = [Unread(**one) for one in json.loads(metadata["unreadable"])]
         indices, contents = tensors["indices"].tolist(), tensors["contents"].tolist()
-        features = tensors["features"].clone()  # in the file they lie anywhere, and products differ in the last bit
+        # in the file they lie anywhere, and products differ in the last bit
+        features, hidden = tensors["features"].clone(), tensors["hidden"].clone() if "hidden" in tensors else None
     except (ModelError, KeyError, TypeError, ValueError) as error:
         say(f"The features kept in {file} are damaged ({error}): the pictures are encoded again.")
         return None
     say(f"Features of {len(indices):,} pictures from {file}.")
-    return Embedded(source=source, indices=indices, features=features, contents=contents, unreadable=unreadable)
+    return Embedded(
+        source=source, indices=indices, features=features, contents=contents, unreadable=unreadable, hidden=hidden
+    )

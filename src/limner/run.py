@@ -12,6 +12,7 @@ RUN/checkpoints/     weights and optimizer state; the newest ones are kept
 RUN/model/           the trained model: what `limner.load` reads
 RUN/model-ema/       the same with averaged weights, if optim.ema_decay is set
 RUN/eval/            one JSON file for each task
+RUN/eval.jsonl       what was measured on the way, a row a line with its step
 RUN/report.html
 ```
 """
@@ -86,6 +87,11 @@ class RunDirectory:
         return self.path / "eval"
 
     @property
+    def measured(self) -> Path:
+        """The rows that were measured on the way."""
+        return self.path / "eval.jsonl"
+
+    @property
     def report(self) -> Path:
         """The report page."""
         return self.path / "report.html"
@@ -96,10 +102,11 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The logged steps; a last line cut short by a crash is left out."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return _lines_in(self.metrics)
+
+    def read_measured(self) -> list[dict[str, Any]]:
+        """The rows that were measured on the way, with their steps; likewise."""
+        return _lines_in(self.measured)
 
     @property
     def is_finished(self) -> bool:
@@ -127,6 +134,13 @@ class RunDirectory:
                 "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             },
         )
+
+
+def _lines_in(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def _git_revision() -> str | None:

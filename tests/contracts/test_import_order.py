@@ -10,7 +10,7 @@ SRC = Path(limner.__file__).parent
 ORDER = {
     "": (
         "version errors seeds progress files architecture config recipes run data model store embed curate objectives "
-        "training evaluation use report demo cli __main__"
+        "evaluation training use report demo cli __main__"
     ),
     "data": "order remote pairs bare whole decode tokenizer sources reading loader write show bench",
     "data/sources": "kept tar arrow index beside lists folders shards tables read",
@@ -18,12 +18,13 @@ ORDER = {
     "store": "tensors unpack pickles hub convert foreign golden store doctor onnx",
     "curate": "findings signals check",
     "objectives": "ranks chunks objective contrastive sigmoid table",
-    "training": "watch world log half_adamw optimizer checkpoint guard step prepare loop",
-    "evaluation": "intervals metrics probe estimator zero_shot retrieval tasks suite",
-    "use": "classify search",
+    "training": "watch world log half_adamw optimizer checkpoint measure guard step prepare loop",
+    "evaluation": "intervals metrics probe estimator classified zero_shot retrieval registry classes tasks results "
+    "prompts suite compare",
+    "use": "classify search mteb",
     "report": "html check run",
     "demo": "pairs tour",
-    "cli": "show data train model use command",
+    "cli": "show data train model eval use command",
 }
 """The modules and folders of each folder, in the order in which data flows."""
 TORCH_FREE = "__init__ version errors seeds progress files architecture config recipes cli/show cli/command __main__"

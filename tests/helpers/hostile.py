@@ -561,7 +561,7 @@ def pickles(folder: Path, big: bool) -> Expected:
     blocks = [member(f"{name}.{extension}", canary) for name in ("a", "good-0") for extension in ("pkl", "pyd", "pth")]
     blocks += [pair("b", canary), member("c.jpg", encoded("JPEG")), member("c.json", canary), member("c.cls", canary)]
     shard(folder, *blocks, member("c.txt", b"x"), member("c.npy", canary), member("c.pickle", canary))
-    noted = {BAD_JSON: 1, "label that is no whole number": 1}
+    noted = {BAD_JSON: 1, "label that is no whole number": 1, ".npy beside a .cls": 1}
     return Expected(pairs=GOOD + 2, skipped={NO_PAIR: 1}, noted=noted, dropped={NO_IMAGE: 1})
 
 

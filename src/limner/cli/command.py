@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from limner.cli.data import data_bench, data_check, data_demo, data_shard, data_show, data_stats, tokenizer_train
+from limner.cli.eval import compare, evaluate, prompts, tasks
 from limner.cli.model import convert, doctor, models
 from limner.cli.show import from_flags, summary
 from limner.cli.train import demo, report, resume, train, train_by_recipe
-from limner.cli.use import classify, evaluate, search
+from limner.cli.use import classify, search
 from limner.errors import ConfigError, LimnerError, did_you_mean
 from limner.progress import say
 
@@ -33,6 +34,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "resume": resume,
     "eval": evaluate,
+    "eval tasks": tasks,
+    "eval prompts": prompts,
+    "eval compare": compare,
     "classify": classify,
     "search": search,
     "report": report,

@@ -1,4 +1,4 @@
-"""The verbs that use a model: `limner eval`, `limner classify`, `limner search`."""
+"""The verbs that use a model: `limner classify`, `limner search`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,45 +11,6 @@ from limner.errors import require
 from limner.progress import say
 
 Precision = Literal["fp32", "bf16"]
-
-
-def evaluate(
-    model: str,
-    /,
-    *,
-    data: tuple[str, ...] = (),
-    device: str = "auto",
-    precision: Precision = "fp32",
-    features: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Measure a run or a model: zero-shot accuracy, retrieval, with intervals.
-
-    Zero-shot accuracy is measured where pictures have labels, recall both ways where they have captions.
-
-    Intervals are of 95 %.
-
-    Args:
-        model: a run, measured on its own test set, or a model directory.
-        data: what to measure on instead: folders, lists or shards.
-        device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
-        precision: what the encoders compute in; bf16 is faster on a GPU and less exact.
-        features: keep the features of the pictures in this folder, and take them from there the next time.
-        json: print the rows as JSON.
-    """
-    from limner.evaluation.metrics import describe_row
-    from limner.evaluation.suite import evaluate_run
-
-    evaluations = evaluate_run(model, data, device=device, precision=precision, keep=features)
-    rows = [(evaluation.trained_on, row) for evaluation in evaluations for row in evaluation.rows]
-    if json:
-        print_json([asdict(row) | {"trained_on": trained_on} for trained_on, row in rows])
-    else:
-        mark = {True: " (trained on)", False: ""}
-        print_table(
-            ("task", "metric", "value", "95 % interval", "of"),
-            [(row.task + mark[known], row.metric, *describe_row(row), f"{row.count:,}") for known, row in rows],
-        )
 
 
 def classify(

@@ -6,6 +6,7 @@ when it is due.
 """
 
 import codecs
+import csv
 import hashlib
 import json
 import re
@@ -77,6 +78,9 @@ class Pair:
     """How likely each caption is to be drawn; empty: all alike."""
     label: int | None = None
     """Index of the class, in labelled test sets."""
+    labels: tuple[int, ...] | None = None
+    """Indices of all classes of a multi-label picture, rising; (): none of them; None: it is not one of a multi-label
+    set."""
     held_out: bool = False
     """The class was kept out of training on purpose."""
 
@@ -135,6 +139,7 @@ class Listed:
         digest = hashlib.sha256()
         for pair in self.pairs:
             told = [pair.key, pair.captions, pair.chances, pair.label, pair.held_out, pair.size]
+            told += [] if pair.labels is None else [pair.labels]
             digest.update(json.dumps(told).encode())
         return digest.hexdigest()
 
@@ -250,8 +255,9 @@ class Source:
     shares: tuple[tuple[int, float], ...] = ()
     """For a mixture: the number of parts that belong to each of its sources, and how often an epoch sees these."""
     classes: tuple[str, ...] = ()
-    """What the labels count, in their order, where the data itself names its classes: the ids, sorted; empty: labels
-    are numbers of lines of classnames.txt."""
+    """What the labels count, in their order, where the data itself names its classes: the texts in a list, sorted; the
+    names of a table's ClassLabel as they come, where two may be the same; empty: labels are numbers of lines of
+    classnames.txt."""
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -380,10 +386,9 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
             got=" ".join(map(str, weights)),
             then="Give --data-weights as many numbers as --data has parts between :: signs.",
         )
-    classes = sorted({name for source in sources for name in source.classes})
-    places = {name: place for place, name in enumerate(classes)}
+    classes, places = merged([source.classes for source in sources])
     numbered = (source for source in sources if classes and not source.classes)
-    if any(pair.label is not None for source in numbered for pair in source):
+    if any(pair.label is not None or pair.labels is not None for source in numbered for pair in source):
         raise DataError(
             f"The labels of {path}",
             must="be texts in all of the sources, or numbers in all",
@@ -393,15 +398,33 @@ def mixture(path: str, sources: Sequence[Source], weights: Sequence[float]) -> S
     return Source(
         path,
         tuple(
-            Prefixed(part, f"{number}/", tuple(places[name] for name in source.classes))
+            Prefixed(part, f"{number}/", places[number])
             for number, source in enumerate(sources)
             for part in source.parts
         ),
         sum((source.skipped for source in sources), Counter()),
         sum((source.noted for source in sources), Counter()),
         tuple((len(source.parts), float(weight)) for source, weight in zip(sources, weights, strict=True)),
-        tuple(classes),
+        classes,
     )
+
+
+def merged(classes: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
+    """The classes of several sources as one list, and the places in it of those of each source.
+
+    As they are where all sources that name theirs agree; else one for each name, sorted. Where a source has two classes
+    of one name, nothing says which of them another source means: all of that name stay apart.
+    """
+    different = {one for one in classes if one}
+    if len(different) < 2:
+        return next(iter(different), ()), [tuple(range(len(one))) for one in classes]
+    doubled = {name for one in different for name, count in Counter(one).items() if count > 1}
+    known = [
+        [(name, number, place) if name in doubled else (name, -1, -1) for place, name in enumerate(one)]
+        for number, one in enumerate(classes)
+    ]
+    places = {key: place for place, key in enumerate(sorted({key for one in known for key in one}))}
+    return tuple(name for name, _, _ in places), [tuple(places[key] for key in one) for one in known]
 
 
 def cleaned(captions: Iterable[object], noted: Counter[str], most: int = MAX_CAPTION) -> list[str]:
@@ -500,6 +523,34 @@ def lines_beside(path: Path | str, name: str) -> list[str]:
             then="Put the same file beside each, or give them one after the other.",
         )
     return found[0]
+
+
+def csv_beside(path: Path | str, name: str) -> list[tuple[str, ...]]:
+    """The rows of the csv file `name` beside the data at `path`, found as `lines_beside` does: (id, name, further
+    names ...), cells stripped, without a header (folder,name or id,name); none if there is no such file.
+
+    Raises `DataError` for a row without an id and a name, and for an id that another row has.
+    """
+    rows: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines_beside(path, name), start=1):
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True, strict=True), [])]
+        except csv.Error:
+            cells = [line]
+        while cells and not cells[-1]:
+            cells.pop()  # a spreadsheet ends all rows at the same column
+        is_header = not rows and [cell.lower() for cell in cells[:2]] in (["folder", "name"], ["id", "name"])
+        if is_header or not cells:
+            continue
+        if len(cells) < 2 or not all(cells) or cells[0] in rows:
+            raise DataError(
+                f"Line {number} of the {name} of {path}",
+                must="be id,name or id,name,another name, each id once",
+                got=line.strip()[:60],
+                then='Correct that line; a name with a comma stands in quotes: 3,"Washington, D.C.".',
+            )
+        rows[cells[0]] = tuple(cells)
+    return list(rows.values())
 
 
 def _lines_beside(path: Path, name: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Writing pairs as WebDataset shards in the img2dataset layout, with a manifest.
 
 ```
-FOLDER/00000.tar          KEY.json, KEY.png|jpg|webp, KEY.txt and, in labelled sets, KEY.cls; sorted by extension
+FOLDER/00000.tar          KEY.json, KEY.png|jpg|webp, KEY.txt and, in labelled sets, KEY.cls, or KEY.npy where pictures
+                          have several labels: 0 or 1 for each class; sorted by extension
 FOLDER/00000.parquet      one row a pair
 FOLDER/00000_stats.json   its presence says that the shard is whole
 FOLDER/manifest.json      sha256 and count of each shard, the data fingerprint, where the pairs come from
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from limner.data.decode import Unreadable, opened
 from limner.data.pairs import Source, lines_beside
@@ -47,6 +50,8 @@ class Sample:
     height: int
     captions: tuple[str, ...]
     label: int | None = None
+    label_row: np.ndarray | None = None
+    """Of a multi-label picture, 1 for each of its classes and 0 for the others: uint8[classes]."""
     record: dict[str, Any]
     """Further fields of KEY.json."""
 
@@ -59,6 +64,13 @@ def repack(source: Source, folder: Path, *, per_shard: int = 10_000) -> Counter[
     reason; they are left out. Raises `DataError` if the folder holds anything else than shards that limner wrote.
     """
     dropped = Counter[str]()
+    class_names = source.classes or lines_beside(source.path, "classnames.txt")
+    classes = max(len(class_names), max((1 + pair.labels[-1] for pair in source if pair.labels), default=0), 1)
+
+    def row_of(labels: tuple[int, ...]) -> np.ndarray:
+        row = np.zeros(classes, dtype=np.uint8)
+        row[list(labels)] = 1
+        return row
 
     def samples() -> Iterator[Sample]:
         for pair in track(source, title="Writing shards", total=len(source)):
@@ -81,10 +93,10 @@ def repack(source: Source, folder: Path, *, per_shard: int = 10_000) -> Counter[
                 height=height,
                 captions=pair.captions,
                 label=pair.label,
+                label_row=None if pair.labels is None else row_of(pair.labels),
                 record=record,
             )
 
-    class_names = source.classes or lines_beside(source.path, "classnames.txt")
     origin = {"fingerprint": source.fingerprint}
     write_shards(samples(), folder, origin=origin, per_shard=per_shard, class_names=class_names)
     return dropped
@@ -202,6 +214,8 @@ def _write_shard(folder: Path, number: int, keys: Sequence[str], samples: Sequen
             }
             if sample.label is not None:
                 members["cls"] = str(sample.label).encode()
+            if sample.label_row is not None:
+                members["npy"] = _npy(sample.label_row)
             for extension in sorted(members):
                 member = tarfile.TarInfo(f"{key}.{extension}")
                 member.size, member.mode = len(members[extension]), 0o444
@@ -221,6 +235,12 @@ def _write_shard(folder: Path, number: int, keys: Sequence[str], samples: Sequen
         },
     )
     return {"name": path.name, "sha256": sha256_of(path), "pairs": len(rows)}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -17,8 +17,9 @@ from limner.data.tokenizer import Tokenizer
 from limner.demo.pairs import default_folder, write_demo
 from limner.embed import Embedded, embed_images
 from limner.errors import ConfigError
+from limner.evaluation.results import Evaluation, write_evaluation
 from limner.evaluation.suite import evaluate_features
-from limner.evaluation.tasks import Evaluation, own_task, write_evaluation
+from limner.evaluation.tasks import own_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.files import write_bytes, write_json
 from limner.progress import say

@@ -1,7 +1,7 @@
 """How far a number may lie from what it would be on other images of the same kind: intervals, each with its name."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -64,3 +64,25 @@ def bootstrap(measure: Callable[[Int[Tensor, " images"]], float], count: int, *,
         return float("nan"), float("nan")
     low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+# --- two models on the same images -----------------------------------------------------------------------------------
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The chance that the images which one of two models alone gets right are split so unevenly, or more, if both were
+    equally good: the exact test of McNemar (1947), two-sided."""
+    count, few = only_first + only_second, min(only_first, only_second)
+    numbers = torch.arange(few + 1, dtype=torch.float64)
+    ways = math.lgamma(count + 1) - torch.lgamma(numbers + 1) - torch.lgamma(count - numbers + 1)
+    return min(1.0, 2 * float((ways - count * math.log(2)).logsumexp(dim=0).exp()))
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Chances of several tests, corrected so that the chance of a single false alarm among all is what they say
+    (Holm 1979)."""
+    found, largest = [0.0] * len(chances), 0.0
+    for rank, place in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        largest = max(largest, min(1.0, (len(chances) - rank) * chances[place]))
+        found[place] = largest
+    return found

@@ -6,7 +6,7 @@ in an arg-max; where it puts images in an order, those of equal scores count tog
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,29 @@ class Row:
     """The model fingerprint."""
     data: str
     """The data fingerprint."""
+    protocol: str = ""
+    """How it was measured: zero-shot, linear-probe or retrieval."""
+    prompts: str = ""
+    """The fingerprint of the prompts of zero-shot classification."""
+    train: str = ""
+    """The fingerprint of the pictures that a linear probe was fitted to."""
+    setting: str = ""
+    """What else the number depends on, in words: the features that a probe stands on, and its strength."""
+    seconds: float = field(default=0.0, compare=False)
+    """How long the protocol took on this task, with embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of each trial of the rows whose metric begins with `metric`, so that two models can be compared."""
+
+    metric: str
+    keys: list[str]
+    """What each trial is known by."""
+    ranks: list[int]
+    """How many wrong answers came before the right one."""
+    labels: list[int] = field(default_factory=list)
+    """The right classes, where there are classes."""
 
 
 def describe_row(row: Row) -> tuple[str, str]:
@@ -149,11 +172,11 @@ def calibration(
     """
     require_finite("The confidences", confidence)
     place = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
-    table = list[tuple[float, float, int]]()
-    for one in place.unique():
-        there = place == one
-        table.append((float(confidence[there].double().mean()), float(right[there].double().mean()), int(there.sum())))
-    return sum(abs(sure - share) * count for sure, share, count in table) / len(confidence), table
+    counts = place.bincount(minlength=bins)
+    sure, rights = (place.bincount(values.double(), minlength=bins) for values in (confidence, right))
+    error = float((sure - rights).abs().sum()) / len(confidence)
+    rows = zip(sure.tolist(), rights.tolist(), counts.tolist(), strict=True)
+    return error, [(one / count, share / count, count) for one, share, count in rows if count]
 
 
 # --- orders of images ------------------------------------------------------------------------------------------------

@@ -315,10 +315,11 @@ def best_accuracy(scores: Float[Tensor, "images classes"], labels: Int[Tensor, "
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which images are held out: about `share` of each class, never all of one; the same for the same labels."""
+    """Which images are held out: about `share` of each class, one at least, never all; the same for the same labels."""
     order = uniform(seed, "probe", 0, np.arange(len(labels), dtype=np.uint64))
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
-        held[own[np.argsort(order[own], kind="stable")[: int(share * len(own))]]] = True
+        count = min(max(1, int(share * len(own))), len(own) - 1)
+        held[own[np.argsort(order[own], kind="stable")[:count]]] = True
     return held

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limner.embed import embed_texts, ids_of_texts
-from limner.evaluation.metrics import Row, ranks_of_right, share_row
+from limner.evaluation.metrics import Outcome, Row, ranks_of_right, share_row
 from limner.model.clip import CLIP
 from limner.progress import say
 
@@ -24,9 +24,11 @@ def retrieval(
     image_features: Float[Tensor, "images embed"],
     contents: Sequence[int],
     captions: Sequence[tuple[str, ...]],
+    keys: Sequence[str],
     about: dict[str, str],
-) -> list[Row]:
-    """Recall@1/5/10 from captions to images and back, of images with these `contents` (hashes) and `captions`.
+) -> tuple[list[Row], list[Outcome]]:
+    """Recall@1/5/10 from captions to images and back, of images with these `contents` (hashes), `captions` and `keys`,
+    and what came of each query.
 
     A query counts as found when any of its right candidates is among the first k; of equal scores the first wins, on
     both sides, in the order of the data.
@@ -50,9 +52,14 @@ def retrieval(
     text_features = embed_texts(model, [texts[place] for place in first_texts])
     to_image = _ranks_in_chunks(text_features, image_features, images_of)
     to_text = _ranks_in_chunks(image_features, text_features, captions_of)
-    return [share_row(f"retrieval.text_to_image@{k}", to_image, k, **about) for k in RECALLS] + [
-        share_row(f"retrieval.image_to_text@{k}", to_text, k, **about) for k in RECALLS
-    ]
+    names = [f"{key}#{place}" for key, several in zip(keys, captions, strict=True) for place in range(len(several))]
+    asked = {
+        "retrieval.text_to_image": (to_image, [names[place] for place in first_texts]),
+        "retrieval.image_to_text": (to_text, [keys[place] for place in images]),
+    }
+    rows = [share_row(f"{way}@{k}", ranks, k, **about) for way, (ranks, _) in asked.items() for k in RECALLS]
+    outcomes = [Outcome(metric=way, keys=own, ranks=ranks.tolist()) for way, (ranks, own) in asked.items()]
+    return rows, outcomes
 
 
 def _numbered(ids: Iterable[int]) -> tuple[list[int], list[int]]:

@@ -1,92 +1,161 @@
-"""What a model is measured on, and what came of it.
-
-A task is a source. Images with a label are classified zero-shot, images with captions measured in retrieval both ways.
+"""What a model is measured on: `Task = pictures + classes + prompts + metric`, whatever their layout.
 
 ```
-.cls in shards, whole numbers as labels in a list ─> the lines of classnames.txt, in the folder or the one around it
-texts as labels in a list                        ─> these texts, or the lines of classnames.txt that say the same
-FOLDER/<class>/*.jpg, without any caption        ─> the folders' names, or the lines of classnames.txt: those that say
-                                                    the same, or, where none does, one for each folder in their order
+SET/{test,val,train}: shards, tables, lists or class folders     ┐
+SET/{test,val,train}.csv (.tsv, .jsonl, .parquet)                ├─> read_task ─> Task: measured on test, or on val;
+shards, tables, a list, class folders: no split                  │                the others are for the linear probe
+hf-hub:org/name, fetched                                         ┘
 ```
-
-A class and its line are matched by their words; where only some of them match, that is an error, not a guess.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cattrs
-
 from limner.config import DEFAULT_TEMPLATES, RunConfig
-from limner.data.pairs import Pair, Source, innermost, is_hidden, is_number, lines_beside
+from limner.data.pairs import Source, innermost, is_hidden, lines_beside
 from limner.data.sources.read import absolute, read_images, read_pairs, split_pairs
-from limner.data.tokenizer import clean
-from limner.errors import ConfigError, DataError, require
-from limner.evaluation.metrics import Row
-from limner.evaluation.zero_shot import Prediction
-from limner.files import printable, read_json, write_json
+from limner.errors import ConfigError, DataError
+from limner.evaluation.classes import NO_CLASSES, SPLITS, Classes, Label, classes_of, split_of
+from limner.evaluation.registry import Entry
+from limner.files import read_json
 from limner.progress import say
 from limner.run import RunDirectory
-from limner.store.foreign import own_facts, read_config
-
-SPLITS = ("test", "val", "train")
-"""What folders that are no classes are called (`split_of`); the first that there is is the one to measure on."""
+from limner.store.hub import fetch_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The rows of one task, and what they are counted from."""
+class Split:
+    """Some pictures of a task."""
 
-    task: str
-    data: str
-    """Where the images are."""
-    kept_back: bool = False
-    """They are those that the run kept back from the training pairs there."""
-    trained_on: bool = False
-    """The run was trained on them, or on pairs at the same place: a measure of memory."""
-    rows: list[Row]
-    class_names: list[str] = field(default_factory=list)
-    templates: list[str] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Images left out, by reason."""
+    source: Source
+    labels: list[Label]
+    """The class of each pair of the source."""
 
 
-def write_evaluation(run: RunDirectory, evaluation: Evaluation) -> Path:
-    """Keep an evaluation in the run's eval/: one file for each task and state of its data, and for each other model
-    than the run's own, such as the same in another precision."""
-    model, data = evaluation.rows[0].model, evaluation.rows[0].data
-    other = "" if model == fingerprint_of(run) else f"-model-{model[:8]}"
-    file = run.evaluations / f"{evaluation.task.replace('/', '-')}-{data[:8]}{other}.json"
-    write_json(file, asdict(evaluation))
-    return file
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a model is measured on."""
+
+    name: str
+    test: Split
+    """The pictures that it is measured on."""
+    train: Split | None = None
+    validation: Split | None = None
+    """Those that a linear probe is fitted to, and those that its strength is chosen by."""
+    classes: Classes = NO_CLASSES
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    prompts: tuple[tuple[str, ...], ...] = ()
+    """The prompts of each class, where they are given themselves; empty: the names in the templates."""
+    metric: str = "top1"
+    """What it is measured by: a name in `classified.METRICS`."""
+    entry: Entry | None = None
+    """What the registry says of it, if it is one of the paper's."""
+
+    @property
+    def path(self) -> str:
+        """Where the pictures are, for people."""
+        return str(self.test.source.path)
+
+    @property
+    def place(self) -> str:
+        """Where the pictures are, so that it means the same from any folder."""
+        return place_of_task(self.test.source)
+
+    def prompts_of(self) -> list[list[str]]:
+        """The prompts of each class: each of its names in each template, or those that were given."""
+        if self.prompts:
+            return [list(several) for several in self.prompts]
+        return [
+            [template.replace("{}", name) for name in names for template in self.templates]
+            for names in self.classes.names
+        ]
 
 
-def fingerprint_of(run: RunDirectory) -> str | None:
-    """The fingerprint of a run's model, as its config.json says it."""
-    return (own_facts(read_config(run.model)) or {}).get("fingerprint")
+def read_task(path: Any, *, name: str = "", entry: Entry | None = None, fetch_train: bool = False) -> Task:
+    """The task at a path: a folder of splits, or pictures of one; see the module's docstring.
+
+    Of a copy on the hub the pictures to measure are fetched; the training pictures, which may be many more, only with
+    `fetch_train`. Raises `DataError` if there is no picture, or if what is there does not fit together.
+    """
+    if isinstance(path, str) and path.startswith("hf-hub:"):
+        name = name or path.removeprefix("hf-hub:").partition("@")[0]
+        path = fetch_dataset(path.removeprefix("hf-hub:"), train=fetch_train)
+    splits = splits_of(path)
+    if not splits:
+        return task_of(read_images(path), name=name, entry=entry)
+    order = [split for split in SPLITS if split in splits]
+    found = {split: read_images(splits[split]) for split in order}
+    if order[0] == "train":
+        say(f"{path} has no other split than train: that one is measured.")
+    measured = found.pop(order[0])
+    return task_of(measured, found.get("train"), found.get("val"), name=name, entry=entry)
 
 
-def read_evaluations(run: RunDirectory) -> list[Evaluation]:
-    """The evaluations in a run's eval/. Raises `ConfigError` for a file that holds something else."""
-    return [_read_evaluation(file) for file in sorted(run.evaluations.glob("*.json"))]
+def task_of(
+    measured: Source,
+    train: Source | None = None,
+    validation: Source | None = None,
+    *,
+    name: str = "",
+    entry: Entry | None = None,
+) -> Task:
+    """A task of opened sources."""
+    there = [one for one in (measured, train, validation) if one is not None]
+    classes, labels = classes_of([(one, list(one)) for one in there])
+    splits = {id(one): Split(source=one, labels=own) for one, own in zip(there, labels, strict=True)}
+    return Task(
+        name=name or name_of_task(measured),
+        test=splits[id(measured)],
+        train=None if train is None else splits[id(train)],
+        validation=None if validation is None else splits[id(validation)],
+        classes=classes,
+        templates=tuple(templates_of_task(measured)),
+        metric=entry.metric if entry is not None else "top1",
+        entry=entry,
+    )
 
 
-def _read_evaluation(file: Path) -> Evaluation:
-    try:
-        found = cattrs.structure(read_json(file), Evaluation)
-        require(bool(found.rows), f"The file {file}", "hold rows", "none", "Move it elsewhere.")
-        return found
-    except cattrs.BaseValidationError as error:
-        raise ConfigError(
-            f"The file {file}",
-            must="hold an evaluation",
-            got="; ".join(cattrs.transform_error(error, path="evaluation")[:3]),
-            then="Move it elsewhere and run limner eval again.",
-        ) from error
+def splits_of(path: Any) -> dict[str, str]:
+    """The place of each split in the folder at `path`, if it holds nothing else; {}: it is no folder of splits.
+
+    Raises `DataError` for two folders that may be the same split.
+    """
+    folder = Path(str(path))
+    if "::" in str(path) or not folder.is_dir():
+        return {}
+    inside = sorted(one for one in folder.iterdir() if not is_hidden(one.name))
+    folders = [one for one in inside if one.is_dir()]
+    shards = [one for one in inside if one.suffix.lower() in (".tar", ".arrow")]
+    files = [*shards, *(one for one in inside if one.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"))]
+    lists = [one for one in files if split_of(one.stem)]
+    tables = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    parts = {one: found[1] for one in tables if (found := re.fullmatch(r"(\w+?)-\d+-of-\d+\.parquet", one.name))}
+    if parts and len(parts) == len(tables):
+        places = [(split, one) for one, split in parts.items()]
+    elif {split_of(one.stem) for one in lists} & {"test", "val"} and set(shards) <= set(lists):
+        places = [(one.stem, one) for one in lists]
+    elif folders and not shards and all(split_of(one.name) for one in folders):
+        places = [(one.name, one) for one in folders]
+    else:
+        return {}
+    splits: dict[str, dict[str, list[str]]] = {}
+    for said, place in places:
+        if split := split_of(said):
+            splits.setdefault(split, {}).setdefault(said, []).append(str(place))
+    for split, several in splits.items():
+        if len(several) > 1 or (not parts and len(next(iter(several.values()))) > 1):
+            raise DataError(
+                f"The folder {path}",
+                must="hold one split of each kind",
+                got=f"{' and '.join(sorted(several))} for {split}",
+                then="Give the one to measure on, or take the other away.",
+            )
+    return {split: "::".join(next(iter(several.values()))) for split, several in splits.items()}
+
+
+# --- a run's own pictures ---------------------------------------------------------------------------------------------
 
 
 def own_task(run: RunDirectory) -> Source:
@@ -172,195 +241,3 @@ def templates_of_task(source: Source) -> list[str]:
     """The templates that lie beside the images, as CLIP_benchmark keeps them, or the default ones."""
     found = lines_beside(source.path, "zeroshot_classification_templates.txt")
     return [line.replace("{c}", "{}") for line in found] or list(DEFAULT_TEMPLATES)
-
-
-def classes_of_task(source: Source, pairs: Sequence[Pair]) -> tuple[list[str], list[int | None]]:
-    """(class names, the class of each of `pairs`); no names where nothing says what the classes are.
-
-    Raises `DataError` for class folders or labels that do not fit classnames.txt.
-    """
-    labels, lines = [pair.label for pair in pairs], lines_beside(source.path, "classnames.txt")
-    if "" in (words := [clean(line) for line in lines]):
-        raise DataError(
-            f"Line {words.index('') + 1} of the classnames.txt of {source.path}",
-            must="be the name of a class",
-            got="an empty line",
-            then="Correct it: a class is the number of its line.",
-        )
-    if source.classes:
-        return _named_by_texts(source, labels, lines)
-    if any(label is not None for label in labels):
-        return lines, labels
-    captioned = sum(bool(pair.captions) for pair in pairs)
-    if captioned:
-        if captioned < len(pairs) / 2 and any("/" in pair.key for pair in pairs):
-            say(
-                f"The folders in {source.path} are not taken for classes, because {captioned:,} of its pictures have "
-                "captions: move these .txt files elsewhere to have it classified."
-            )
-        return [], labels
-    return _named_by_folders(source, pairs, lines)
-
-
-def _named_by_texts(source: Source, labels: list[int | None], lines: list[str]) -> tuple[list[str], list[int | None]]:
-    """Classes that a list names by texts; where classnames.txt says the same, its lines, in its order."""
-    places = _places(source, list(source.classes), lines)
-    if places is None:
-        if lines:
-            say(f"The classnames.txt of {source.path} holds none of the names in its labels, and is not used.")
-        return list(source.classes), labels
-    return lines, [None if label is None else places[label] for label in labels]
-
-
-def _named_by_folders(source: Source, pairs: Sequence[Pair], lines: list[str]) -> tuple[list[str], list[int | None]]:
-    """Classes by the folders in which images without captions lie, in the order of their names, or of their numbers."""
-    tops = [PurePosixPath(pair.key).parts[0] if "/" in pair.key else None for pair in pairs]
-    folders = sorted({PurePosixPath(pair.key).parts[0] for pair in source if "/" in pair.key})
-    are_files = all(printable(Path(pair.path).name) == PurePosixPath(pair.key).name for pair in pairs)
-    if folders and "::" in str(source.path) and are_files:
-        raise DataError(
-            f"The class folders of {source.path}",
-            must="be measured one source after the other",
-            got="several sources as one, whose classes may be others",
-            then="Give them with spaces between: --data A B.",
-        )
-    if not folders or not are_files or not Path(source.path).is_dir():  # keys in shards and tables are no paths
-        return [], [None] * len(pairs)
-    splits = {split: folder for folder in reversed(folders) if (split := split_of(folder))}
-    if all(map(split_of, folders)):
-        best = next(splits[split] for split in SPLITS if split in splits)
-        raise DataError(
-            f"The folder {source.path}",
-            must="hold a folder for each class",
-            got=f"the splits {', '.join(folders)}",
-            then=f"Give the one to measure on: {source.path}/{best}",
-        )
-    if len(folders) == 1 and None not in tops and all(len(PurePosixPath(pair.key).parts) > 2 for pair in pairs):
-        raise DataError(
-            f"The folder {source.path}",
-            must="hold a folder for each class",
-            got=f"one folder, {folders[0]}, with others in it",
-            then=f"Give that one: {source.path}/{folders[0]}",
-        )
-    if found := [folder for folder in folders if split_of(folder)]:
-        say(f"{', '.join(found)} in {source.path} are taken for classes, for there are other folders beside them.")
-    if all(map(is_number, folders)):
-        folders.sort(key=int)
-    unread = [folder for folder in folders if folder not in tops]
-    if unread:
-        say(f"Classes of {source.path} of which no picture can be read: {', '.join(unread[:5])}.")
-    places = _places(source, folders, lines)
-    if places is None and lines:
-        places = _by_order(source, folders, lines)
-    if not lines and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
-        say(
-            f"The folders of {source.path} are named by WordNet's numbers, which say nothing to a text encoder: put a "
-            "classnames.txt beside them, a line for each folder, sorted by name."
-        )
-    numbers = dict(zip(folders, places or range(len(folders)), strict=True))
-    names = lines or [as_words(folder) for folder in folders]
-    return names, [None if top is None else numbers[top] for top in tops]
-
-
-def split_of(folder: str) -> str | None:
-    """Which of `SPLITS` a folder's name means: Testing, val2017, dev_set; None: none."""
-    found = re.fullmatch(r"(test|val|valid|validation|dev|eval|train)(?:ing)?[-_ ]?(?:set|\d{4})?", folder.lower())
-    return found and (found[1] if found[1] in SPLITS else "val")
-
-
-def _by_order(source: Source, folders: Sequence[str], lines: Sequence[str]) -> list[int]:
-    """The line of each class folder where none says a folder's name: one for each, in the order of names or numbers.
-
-    Folders with no picture that can be read count as well. Raises `DataError` where their numbers do not fit, and where
-    words say that another order is meant; what is taken is said.
-    """
-    there = {path.name for path in Path(source.path).iterdir() if path.is_dir() and not is_hidden(path.name)}
-    all_folders = sorted(there | set(folders))
-    counted = sorted(int(folder) for folder in all_folders if is_number(folder))
-    are_numbers = len(counted) == len(all_folders)
-    places = {folder: place for place, folder in enumerate(sorted(all_folders, key=int if are_numbers else str))}
-    fits = len(lines) == len(all_folders)
-    if are_numbers and fits:  # from 0 or from 1 on, without gaps
-        fits = counted == list(range(counted[0], counted[0] + len(counted))) and counted[0] in (0, 1)
-    elif are_numbers and counted[0] == 0 and counted[-1] < len(lines) and len(set(counted)) == len(counted):
-        places, fits = {folder: int(folder) for folder in all_folders}, True
-    if not fits:
-        raise DataError(
-            f"The classnames.txt of {source.path}",
-            must=f"have a line for each of its {len(all_folders)} folders, in their order",
-            got=f"{len(lines)} lines" + (f", for folders {counted[0]} to {counted[-1]}" if are_numbers else ""),
-            then="Correct it, or move it away for the folders' own names.",
-        )
-    words = [_words(line) for line in lines]
-    for folder in folders:
-        own = _words(folder)
-        if own & set().union(*words) and not own & words[places[folder]]:
-            raise DataError(
-                f"Line {places[folder] + 1} of the classnames.txt of {source.path}",
-                must=f"be the name of the folder {folder}, which is the one of that number in their order",
-                got=lines[places[folder]],
-                then="Write the lines in the order of the folders, or with the folders' own words.",
-            )
-    first = min(folders, key=places.__getitem__)
-    say(
-        f"The lines of classnames.txt are taken for the folders of {source.path} in their order: {first} is "
-        f"{lines[places[first]]!r}, and so on."
-    )
-    return [places[folder] for folder in folders]
-
-
-def _words(name: str) -> set[str]:
-    """The words in a name that say what it is: of three letters or more."""
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return {word for word in re.findall(r"[^\W\d_]{3,}", parted.lower())}
-
-
-def _places(source: Source, ids: Sequence[str], lines: Sequence[str]) -> list[int] | None:
-    """The line of classnames.txt that says the same as each of `ids`; None if none does.
-
-    Spelt alike, or with other blanks and capitals (SeaLake), or behind a number (001.Sea_lake), or with the id in front
-    (n01443537 goldfish). Raises `DataError` if only some do: a guess would give classes the names of others.
-    """
-    without = list(ids)
-    for of_id, of_line in SPELLINGS:
-        places = {of_line(line): place for place, line in reversed(list(enumerate(lines)))}
-        found = [places.get(of_id(one)) for one in ids]
-        if None not in found and len(set(found)) == len(found):
-            return [place for place in found if place is not None]
-        missing = [one for one, place in zip(ids, found, strict=True) if place is None]
-        without = min(without, missing, key=len)
-    if len(without) == len(ids):
-        return None
-    named = f"none for {', '.join(without[:5])}" if without else "one line for several of them"
-    raise DataError(
-        f"The classnames.txt of {source.path}",
-        must="say the name of each of its classes, or of none of them",
-        got=f"{named}, of {len(ids)} classes",
-        then="Add what is missing, spelt as the class is, or move the file away.",
-    )
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, clean(name)))
-
-
-def _unnumbered(name: str) -> str:
-    return _letters(re.sub(r"^(n\d{8}|\d+)[-._ ]+", "", name))
-
-
-def _in_front(line: str) -> str:
-    return line.split()[0] if line.split() else ""
-
-
-SPELLINGS: tuple[tuple[Callable[[str], str], Callable[[str], str]], ...] = (
-    (clean, clean),
-    (_letters, _letters),
-    (_unnumbered, _unnumbered),
-    (str, _in_front),
-)
-"""How a class and its line in classnames.txt may be compared, the strictest first."""
-
-
-def as_words(name: str) -> str:
-    """A folder's name as text: _ and - are blanks."""
-    return re.sub(r"[\s_-]+", " ", name).strip() or name

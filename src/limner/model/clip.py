@@ -44,8 +44,8 @@ ImageLike = str | os.PathLike[str] | Image.Image | bytes | bytearray | memoryvie
 """One picture: a path, a Pillow image, what a file holds, an open file, uint8 [height width 3] (or 4, or grey)."""
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": ResNet, "vit": ViT}
 """The module of each kind of image encoder: called with (config, embed_dim, image_size, activation). It gives the
-embedding of normalised pixels by `forward` and, readably, by `encode_whole`; it has `blocks`, says the `dtype` of its
-weights, and takes images of another size after `resize_grid`."""
+embedding of normalised pixels by `forward` and, readably, by `encode_whole`; it has `blocks` and `projection`, the
+linear layer that comes last, says the `dtype` of its weights, and takes images of another size after `resize_grid`."""
 
 
 class CLIP(nn.Module):
@@ -279,7 +279,9 @@ def _image_encoder(shape: Architecture) -> nn.Module:
             then="Add it to limner.model.clip.ENCODERS.",
         )
     encoder = ENCODERS[kind](shape.image, shape.embed_dim, shape.image_size, shape.activation)
-    missing = [name for name in ("encode_whole", "blocks", "dtype", "resize_grid") if not hasattr(encoder, name)]
+    missing = [
+        name for name in ("encode_whole", "blocks", "projection", "dtype", "resize_grid") if not hasattr(encoder, name)
+    ]
     if missing:
         raise ModelError(
             f"The image encoder {type(encoder).__name__}",

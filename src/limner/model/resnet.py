@@ -114,6 +114,11 @@ class ResNet(nn.Module):
         """The weights' dtype."""
         return self.conv1.weight.dtype
 
+    @property
+    def projection(self) -> nn.Linear:
+        """The last layer: what it is given is what the attention pool has gathered, [batch hidden]."""
+        return self.attention_pool.c_proj
+
     def resize_grid(self, old: int, new: int) -> None:
         """Take grids of `new` positions on each side instead of `old`."""
         pool = self.attention_pool

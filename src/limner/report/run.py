@@ -20,7 +20,8 @@ from limner.data.sources.read import read_images
 from limner.embed import Embedded, embed_images, embed_texts
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import best_first, describe_row
-from limner.evaluation.tasks import Evaluation, fingerprint_of, own_task, read_evaluations
+from limner.evaluation.results import Evaluation, fingerprint_of, read_evaluations
+from limner.evaluation.tasks import own_task
 from limner.evaluation.zero_shot import Prediction
 from limner.files import read_json, write_text
 from limner.model.clip import CLIP
@@ -48,7 +49,7 @@ def write_report(
     `model` and `embedded` are the run's model and what it has embedded, where they are at hand: nothing is done twice.
     """
     run = RunDirectory(path)
-    evaluations, own = read_evaluations(run), fingerprint_of(run)
+    evaluations, own = read_evaluations(run.evaluations), fingerprint_of(run)
     results = [result for result in evaluations if result.rows[0].model == own]
     if not results:
         raise ConfigError(
@@ -72,7 +73,10 @@ def write_report(
         fingerprint=own,
         others=len(evaluations) - len(results),
         last=metrics[-1] if metrics else {},
-        curves=[Curve.of(metrics, name, name.replace("_", " ")) for name in curve_names(metrics)],
+        curves=[
+            *(Curve.of(metrics, name, name.replace("_", " ")) for name in curve_names(metrics)),
+            *_curves_of_measured(run.read_measured()),
+        ],
         tasks=[_task(result, _embedded(result, run, model, at_hand), model, sentences) for result in results],
     )
     write_text(run.report, html)
@@ -83,6 +87,16 @@ def curve_names(metrics: Sequence[dict[str, Any]]) -> list[str]:
     """The numbers of the log that are worth a curve: the loss, what the objective measures, the gradient's norm."""
     last = metrics[-1] if metrics else {}
     return [name for name, value in last.items() if isinstance(value, int | float) and name not in BOOKKEEPING]
+
+
+def _curves_of_measured(rows: Sequence[dict[str, Any]]) -> list[Curve]:
+    """A curve for the first metric of each protocol on each task that was measured on the way."""
+    firsts = {(row["task"], row["metric"].partition(".")[0]): row["metric"] for row in reversed(rows)}
+    curves = list[Curve]()
+    for (task, _), metric in reversed(firsts.items()):
+        own = [row for row in rows if row["task"] == task and row["metric"] == metric]
+        curves.append(Curve.of(own, "value", f"{task}: {metric}"))
+    return curves
 
 
 def _embedded(result: Evaluation, run: RunDirectory, model: CLIP, at_hand: dict[str, Embedded]) -> Embedded:

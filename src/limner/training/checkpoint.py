@@ -229,11 +229,11 @@ def continue_from(run: RunDirectory, state: State, world: World, *, data: str | 
     return there
 
 
-def gathered(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Weights as a model directory keeps them, whole and on the CPU, on rank 0; nothing on the others."""
+def gathered(tensors: dict[str, Tensor], world: World, *, on_all: bool = False) -> dict[str, Tensor]:
+    """Weights as a model directory keeps them, whole and on the CPU, on rank 0 or on all; nothing on the others."""
     whole = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-        if world.rank == 0:
+        if world.rank == 0 or on_all:
             whole[name] = full.cpu()
     return whole

@@ -5,15 +5,18 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from limner.data.loader import Batch
 from limner.errors import StorageError
+from limner.evaluation.metrics import Row
 from limner.files import write_text
+from limner.progress import say
 from limner.run import RunDirectory
 from limner.training.world import World
 
@@ -91,20 +94,33 @@ class MetricsLog:
 
     def __init__(self, run: RunDirectory, first: int) -> None:
         self._run = run
-        kept = self._keep(first)
+        kept = self._keep(first, measured=first - 1)  # what is due at the first step is measured at the start
         self.seconds: float = kept[-1]["seconds"] if kept else 0.0
         self._board = SummaryWriter(str(run.tensorboard), purge_step=first + 1 if first else None)
 
     def drop_after(self, step: int) -> None:
         """Forget the lines of later steps: they are done again."""
         self._file.close()
-        self._keep(step)
+        self._keep(step, measured=step)
 
-    def _keep(self, step: int) -> list[dict[str, Any]]:
+    def _keep(self, step: int, *, measured: int) -> list[dict[str, Any]]:
         kept = [line for line in self._run.read_metrics() if line["step"] <= step]
         write_text(self._run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        if rows := self._run.read_measured():
+            lines = (json.dumps(row) + "\n" for row in rows if row["step"] <= measured)
+            write_text(self._run.measured, "".join(lines))
         self._file = self._run.metrics.open("a", encoding="utf-8")
         return kept
+
+    def write_rows(self, step: int, rows: Sequence[Row]) -> None:
+        """What was measured at a step."""
+        try:
+            with self._run.measured.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": step} | asdict(row)) + "\n" for row in rows)
+        except OSError as error:
+            say(f"What was measured at step {step} is not kept: {error.strerror or error}.")
+        for row in rows:
+            self._board.add_scalar(f"eval/{row.task}/{row.metric}", row.value, step)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One logged step."""
@@ -134,6 +150,9 @@ class NoLog:
     seconds = 0.0
 
     def write(self, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def write_rows(self, step: int, rows: Sequence[Row]) -> None:
         """Nothing."""
 
     def drop_after(self, step: int) -> None:

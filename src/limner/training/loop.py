@@ -75,6 +75,7 @@ def take_steps(setup: Setup) -> Progress:
         if rewinds and setup.is_new:
             setup.save(at)  # something to go back to
         saved_at, coming = time.monotonic(), setup.batches(at)
+        log.write_rows(at.step, setup.measure(at) if at.step else [])
         ledger = Ledger(log, at.step, config.train.batch_size)
         while at.step < plan.steps:
             world.at(at.step, "reading pairs")
@@ -130,6 +131,11 @@ def take_steps(setup: Setup) -> Progress:
                     raise Stopped
             if fault is not None:
                 raise fault
+
+            # --- what it is worth so far
+            if rows := setup.measure(at):
+                log.write_rows(at.step, rows)
+                ledger.skip_time()
     return at
 
 

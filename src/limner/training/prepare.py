@@ -25,6 +25,8 @@ from limner.data.sources.read import absolute as absolute_data
 from limner.data.sources.read import read_images, split_pairs, write_manifest
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError
+from limner.evaluation.metrics import Row
+from limner.evaluation.tasks import Task
 from limner.files import read_json, write_json
 from limner.model.clip import CLIP, create
 from limner.objectives.objective import Trainee
@@ -33,6 +35,7 @@ from limner.run import RunDirectory
 from limner.store.store import load
 from limner.training.checkpoint import Progress, State, checkpoints, continue_from, save_checkpoint
 from limner.training.guard import Guard, Trouble
+from limner.training.measure import measure, task_on_the_way
 from limner.training.optimizer import Average, halve_weights, make_optimizer
 from limner.training.step import Step
 from limner.training.world import World, parallelise, share_of_rank
@@ -61,10 +64,19 @@ class Setup:
     """How far the run is."""
     is_new: bool
     """There is no checkpoint yet."""
+    task: Task | None
+    """What it is measured on, on the way."""
 
     def batches(self, at: Progress) -> Iterator[Batch]:
         """The batches from `at` to the end."""
         return self.loader.batches(at.step + at.left_out, self.plan.steps + at.left_out)
+
+    def measure(self, at: Progress) -> list[Row]:
+        """What the weights of the moment are worth, where that is due; nothing where it is not."""
+        if self.task is None or (at.step % self.config.evaluate_every and at.step < self.plan.steps):
+            return []
+        self.world.at(at.step, "measuring")
+        return measure(self.state.model, self.task, self.world)
 
     def save(self, at: Progress) -> Path:
         """Write a checkpoint."""
@@ -86,6 +98,7 @@ def prepare(config: RunConfig, run: RunDirectory, world: World, *, resume: bool,
     plan = resolve(config, pairs=facts["order"]["pairs"])
     share = share_of_rank(config.train.batch_size, world)
     dtype, reason = choose_precision(config, world.device)
+    task = task_on_the_way(config)
     if config.test is not None:
         read_images(config.test)  # so that a wrong path is not found out after the training
     started = resume and bool(checkpoints(run.checkpoints))
@@ -162,6 +175,7 @@ def prepare(config: RunConfig, run: RunDirectory, world: World, *, resume: bool,
         step=step,
         start=at,
         is_new=saved is None,
+        task=task,
     )
 
 
@@ -210,7 +224,11 @@ def settled(config: RunConfig) -> RunConfig:
     architecture with what the objective adds, and what depends on the kind of encoder is filled in."""
     paths = {name: getattr(config, name) for name in ("out", "init")}
     absolute = {name: path.resolve() for name, path in paths.items() if path is not None}
-    absolute |= {name: absolute_data(path) for name in ("data", "test") if (path := getattr(config, name)) is not None}
+    absolute |= {
+        name: absolute_data(path)
+        for name in ("data", "test", "evaluate_data")
+        if (path := getattr(config, name)) is not None
+    }
     if config.tokenizer not in (None, "openai"):
         absolute["tokenizer"] = str(Path(config.tokenizer).resolve())
     model = objective(config.train.objective).adapt(architecture(config.model))

@@ -18,12 +18,23 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-STAGES = ("preparing", "reading pairs", "encoding", "loss", "backward", "update", "agreeing", "saving", "finished")
+STAGES = (
+    "preparing",
+    "reading pairs",
+    "encoding",
+    "loss",
+    "backward",
+    "update",
+    "agreeing",
+    "saving",
+    "measuring",
+    "finished",
+)
 """What a rank does in a step, in this order."""
 
 
-UNHURRIED = ("preparing", "saving", "finished")
-"""Stages that may take as long as they take: reading a dataset's index, writing to a slow disk."""
+UNHURRIED = ("preparing", "saving", "measuring", "finished")
+"""Stages that may take as long as they take: reading a dataset's index, writing to a slow disk, measuring."""
 
 
 SILENCE_SECONDS = 15.0

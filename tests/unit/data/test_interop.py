@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +70,19 @@ def test_webdataset_reads_what_limner_writes(written: Path):
     assert [json.loads(sample["json"])["captions"] for sample in read] == [list(pair.captions) for pair in pairs]
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file .*tar:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*tar:pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_several_labels_as_clip_benchmark_does(tmp_path: Path, picture: Callable[..., bytes]):
+    webdataset = pytest.importorskip("webdataset")
+    sample = {"image": picture(), "extension": "png", "width": 40, "height": 30, "captions": ("x",), "record": {}}
+    row = np.array([0, 1, 1], dtype=np.uint8)
+    write_shards([Sample(**sample, label_row=row), Sample(**sample, label_row=1 - row)], tmp_path / "set", origin={})
+    read = webdataset.WebDataset(str(tmp_path / "set" / "00000.tar"), shardshuffle=False).decode().to_tuple("npy")
+    assert [rows[0].tolist() for rows in read] == [[0, 1, 1], [1, 0, 0]]
+    gc.collect()
+    assert [pair.labels for pair in read_pairs(tmp_path / "set")] == [(1, 2), (0,)]
+
+
 def test_datasets_reads_what_limner_writes(written: Path, tmp_path: Path, datasets: Any):
     files, cache = str(written / "*.tar"), str(tmp_path / "datasets")
     read = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=cache)
@@ -99,8 +113,9 @@ def dataset(datasets: Any, picture: Callable[..., bytes]) -> Any:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def check(path: Path, picture: Callable[..., bytes], seeds: range) -> None:
-    pairs = list(read_pairs(path))
+def check(path: Path, picture: Callable[..., bytes], seeds: range, classes: tuple[str, ...] = ("even", "odd")) -> None:
+    pairs = list(source := read_pairs(path))
+    assert source.classes == classes and not source.noted
     assert [pair.captions for pair in pairs] == [(f"picture {seed}",) for seed in seeds]
     assert [pair.read() for pair in pairs] == [picture(seed=seed) for seed in seeds]
     assert [pair.label for pair in pairs] == [seed % 2 for seed in seeds]
@@ -123,6 +138,18 @@ def test_datasets_parquet(dataset: Any, tmp_path: Path, picture: Callable[..., b
     dataset.to_parquet(folder / "test-00000-of-00001.parquet")
     check(tmp_path / "hub", picture, range(9))
     check(folder / "test-00000-of-00001.parquet", picture, range(9))
+
+
+def test_the_names_of_a_class_label_in_their_order(
+    dataset: Any, datasets: Any, tmp_path: Path, picture: Callable[..., bytes]
+):
+    names = ["zero", "a one", "Zero", "-"]
+    named = dataset.cast_column("label", datasets.ClassLabel(names=names)).rename_column("label", "species")
+    named.to_parquet(tmp_path / "x.parquet")
+    named.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": named}).save_to_disk(tmp_path / "several")
+    for path in ("x.parquet", "one", "several"):
+        check(tmp_path / path, picture, range(9), tuple(names))
 
 
 # --- written by img2dataset ------------------------------------------------------------------------------------------

@@ -1,17 +1,21 @@
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers.tars import pairs, tar
 from limner.data import pairs as module
 from limner.data.order import uniform
-from limner.data.pairs import Chosen, Listed, Pair, Source, bytes_of, listed, mixture, sifted
+from limner.data.pairs import Chosen, Listed, Pair, Source, bytes_of, csv_beside, listed, merged, mixture, sifted
 from limner.data.sources.read import read_images, read_pairs
+from limner.errors import DataError
 
 ODD = ("a", "ä/ö.png", "\udcff.jpg", "日本", "0/00012", "")
 """Keys that are not plain: one is of a file whose name is not UTF-8."""
@@ -134,3 +138,83 @@ def test_what_cannot_be_used_is_sifted_out_and_counted():
     assert source.skipped == {"no caption": 1, module.EMPTY: 1, module.TOO_LARGE: 1, "broken": 1}
     skipped.clear()
     assert [pair.key for pair in sifted("x", found(), skipped, noted, needs_caption=False)] == ["a", "b"]
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_several_labels_count_in_the_fingerprint_where_there_are_some():
+    pair = Pair("a", Path("x"), 0, 10, ("c",), label=3)
+    prints = [listed("x", [replace(pair, labels=labels)]).fingerprint for labels in (None, (), (1,), (2,))]
+    assert len(set(prints)) == 4
+    assert (
+        prints[0] == "2285380155f6fb45ac6f75caf6032a77fc783aa10ab9367bdf4b1f4963f25e4b"
+    )  # as it was before there were several
+
+
+@given(st.lists(st.lists(st.sampled_from("abcde"), max_size=6).map(tuple), max_size=4))
+def test_classes_of_several_sources_are_merged_by_names_that_tell_them_apart(classes: list[tuple[str, ...]]):
+    together, places = merged(classes)
+    assert [tuple(together[place] for place in one) for one in places] == classes  # each keeps its name
+    assert all(len(set(one)) == len(one) for one in places)  # two of one source stay two
+    assert {place for one in places for place in one} == set(range(len(together)))
+    named = {one for one in classes if one}
+    if len(named) == 1:
+        assert together == named.pop()
+    elif all(len(set(one)) == len(one) for one in named):
+        assert together == tuple(sorted(set().union(*named)))
+
+
+def test_classes_of_one_name_stay_apart():
+    birds, machines = ("crane", "kite", "crane"), ("crane", "kite")
+    assert merged([birds, (), birds]) == (birds, [(0, 1, 2), (), (0, 1, 2)])
+    together, places = merged([birds, machines])
+    assert together == ("crane", "crane", "crane", "kite") and places == [(0, 3, 1), (2, 3)]
+
+
+def test_a_mixture_of_classes_with_names_and_of_several_labels_is_an_error():
+    named = replace(of_keys("a"), classes=("cat",))
+    several = listed("x", [Pair("b", Path("x"), 0, 1, ("c",), labels=())])
+    with pytest.raises(DataError, match="must be texts in all"):
+        mixture("a::b", [named, several], [])
+    assert [pair.labels for pair in mixture("a::b", [of_keys("a"), several], [])] == [None, ()]
+
+
+@pytest.mark.parametrize("place", ["", "set"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_rows_of_a_csv_beside_the_data(tmp_path: Path, place: str, encoding: str):
+    (tmp_path / "set").mkdir()
+    text = (
+        '\r\nFolder, Name,,\r\nn01,"Washington, D.C.",\r\n,,\r\n n02 , caf\u00e9 , coffee house \n  \n3,"a ""b"""\n\n'
+    )
+    (tmp_path / place / "classnames.csv").write_bytes(text.encode(encoding))
+    rows = [("n01", "Washington, D.C."), ("n02", "caf\u00e9", "coffee house"), ("3", 'a "b"')]
+    assert csv_beside(tmp_path / "set", "classnames.csv") == rows
+    assert csv_beside(tmp_path / "set" / "0.tar", "classnames.csv") == rows
+    assert csv_beside(tmp_path, "others.csv") == []
+
+
+@pytest.mark.parametrize("header", ["", "id,name\n", "ID,Name,another\n"])
+@pytest.mark.parametrize(
+    "row", ["a", "a,", ",cat", "a;cat", "0,dog", '1,"dog', '1,"dog"s', "1,cat,,dog", '"', "1,a" + "x" * 200_000]
+)
+def test_a_row_that_names_no_class_is_an_error_with_its_line(tmp_path: Path, header: str, row: str):
+    (tmp_path / "classnames.csv").write_text(f"{header}0,cat\n{row}\n2,table\n")
+    with pytest.raises(DataError, match=f"Line {3 if header else 2} of the classnames.csv of .* must be id,name"):
+        csv_beside(tmp_path, "classnames.csv")
+
+
+def test_only_a_first_row_is_a_header(tmp_path: Path):
+    (tmp_path / "classnames.csv").write_text("0,cat\nid,name\n")
+    assert csv_beside(tmp_path, "classnames.csv") == [("0", "cat"), ("id", "name")]
+
+
+def test_a_csv_beside_several_sources_is_the_same(tmp_path: Path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "classnames.csv").write_text("0,cat\n")
+    both = f"{tmp_path}/a::{tmp_path}/b"
+    assert csv_beside(both, "classnames.csv") == [("0", "cat")]
+    (tmp_path / "b" / "classnames.csv").write_text("0,dog\n")
+    with pytest.raises(DataError, match="must be the same beside each source"):
+        csv_beside(both, "classnames.csv")

@@ -1,8 +1,11 @@
+import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -111,6 +114,21 @@ def test_pairs_of_any_layout_become_shards(folder_of_pairs: Path, tmp_path: Path
     with tarfile.open(tmp_path / "set" / "00000.tar") as tar:
         record = json.load(tar.extractfile("000001.json"))  # type: ignore[arg-type]
     assert record["source_key"] == "00.png"
+
+
+@pytest.mark.parametrize("names", [0, 9])
+def test_several_labels_go_along(folder_of_pairs: Path, tmp_path: Path, names: int):
+    if names:
+        (folder_of_pairs / "classnames.txt").write_text("".join(f"class {number}\n" for number in range(names)))
+    sets = [None, (), (0, 6), (3,), None]
+    several = [replace(pair, labels=labels) for pair, labels in zip(read_pairs(folder_of_pairs), sets, strict=False)]
+    repack(listed(folder_of_pairs, several), tmp_path / "set", per_shard=3)
+    written = read_pairs(tmp_path / "set")
+    assert [pair.labels for pair in written] == sets and not written.noted
+    with tarfile.open(tmp_path / "set" / "00000.tar") as tar:
+        row = np.load(io.BytesIO(tar.extractfile("000001.npy").read()))  # type: ignore[union-attr]
+        assert not {"000000.npy", "000001.cls"} & set(tar.getnames())
+    assert row.tolist() == [0] * (names or 7) and row.dtype == np.uint8
 
 
 @pytest.mark.parametrize("labels", [("T-shirt", "C  sharp"), ("1", "0")])

@@ -1,9 +1,11 @@
 import functools
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,16 +13,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from helpers.tars import tar
 from limner.data.sources.read import read_images, read_pairs
 from limner.data.tokenizer import Tokenizer
 from limner.data.write import Sample, write_classes, write_shards
+from limner.embed import embed_images
 from limner.errors import ConfigError, DataError, ModelError
 from limner.evaluation.intervals import wilson
 from limner.evaluation.metrics import best_first, ranks_of_right, share_within
 from limner.evaluation.retrieval import retrieval
-from limner.evaluation.suite import evaluate, evaluate_task
+from limner.evaluation.suite import How, evaluate, evaluate_task
+from limner.evaluation.tasks import read_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
 from limner.model.clip import CLIP, create
 from limner.store.store import load
@@ -131,7 +136,8 @@ def seeing(model: CLIP, monkeypatch: pytest.MonkeyPatch) -> CLIP:
 
 
 def recalls(model: CLIP, images: list[torch.Tensor], contents: list[int], captions: list[tuple[str, ...]]):
-    rows = retrieval(model, torch.stack(images), contents, captions, {"task": "t", "model": "m", "data": "d"})
+    keys = [str(place) for place in range(len(images))]
+    rows, _ = retrieval(model, torch.stack(images), contents, captions, keys, {"task": "t", "model": "m", "data": "d"})
     found = {row.metric.removeprefix("retrieval."): (row.value, row.count) for row in rows}
     return found["text_to_image@1"], found["image_to_text@1"]
 
@@ -323,7 +329,8 @@ def test_class_folders_are_classified_by_their_names(model: CLIP, picture: Calla
     (folder / "README.png").write_bytes(picture(seed=99))
     result = evaluate_task(model, folder)
     assert result.class_names == ["dog", "great dane", "red fox"]
-    assert {row.metric: row.count for row in result.rows} == {"zero_shot.top1": 6, "zero_shot.top5": 6}
+    metrics = ("top1", "top5", "mean_per_class", "calibration_error")
+    assert {row.metric: row.count for row in result.rows} == {f"zero_shot.{name}": 6 for name in metrics}
     assert [(p.key, p.label) for p in result.predictions] == [
         (f"{name}/{copy}.png", label) for label, name in enumerate(("dog", "great-dane", "red_fox")) for copy in (0, 1)
     ]
@@ -339,8 +346,8 @@ def test_folders_of_splits_and_of_wordnet_numbers_get_a_word(
     model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = class_folders(tmp_path / "imagenet", picture, "train/n01440764", "val/n01440764", "val/n01443537")
-    with pytest.raises(DataError, match=r"Got the splits train, val\. Give the one to measure on: .*/imagenet/val"):
-        evaluate_task(model, folder)
+    with pytest.raises(DataError, match=r"Got the splits train, val\. Give its path, as text"):
+        evaluate_task(model, read_images(folder))
     evaluate_task(model, folder / "val")
     assert "named by WordNet's numbers" in capsys.readouterr().err
 
@@ -392,7 +399,7 @@ def test_a_class_without_a_readable_picture_stays_one(
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(content)
     assert evaluate_task(model, tmp_path).class_names == ["cat", "dog", "owl"]
-    assert "of which no picture can be read: owl" in capsys.readouterr().err
+    assert "1 have no picture that can be read: owl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -517,14 +524,16 @@ def test_several_sources_have_the_same_classnames_or_are_measured_apart(
         (["Test", "train", "val"], "Test"),
         (["Training", "Testing"], "Testing"),
         (["train2017", "val2017"], "val2017"),
-        (["dev", "eval_set", "train"], "dev"),
+        (["dev", "train"], "dev"),
     ],
 )
-def test_of_splits_the_one_to_measure_on_is_named(
+def test_of_splits_the_one_to_measure_on_is_measured(
     model: CLIP, picture: Callable[..., bytes], tmp_path: Path, names: list[str], best: str
 ):
-    with pytest.raises(DataError, match=rf"Give the one to measure on: .*/set/{best}$"):
-        evaluate_task(model, class_folders(tmp_path / "set", picture, *names))
+    folder = class_folders(tmp_path / "set", picture, *(f"{name}/{one}" for name in names for one in ("cat", "dog")))
+    found = evaluate_task(model, folder)
+    assert found.data == str(folder / best) and found.rows[0].count == 4
+    assert {row.protocol for row in found.rows} == {"zero-shot", "linear-probe"}
 
 
 def test_a_split_among_classes_is_one_with_a_word(
@@ -617,3 +626,132 @@ def test_keys_in_shards_and_tables_are_no_class_folders(model: CLIP, picture: Ca
         with pytest.raises(DataError, match="with neither"):
             evaluate_task(model, tmp_path / folder)
     assert read_images(tmp_path / "tables").noted == {"label that is no whole number (not used)": 2}
+
+
+# --- one set of pictures in every layout -----------------------------------------------------------------------------
+
+
+def in_layouts(folder: Path, picture: Callable[..., bytes]) -> dict[str, Path]:
+    """The same pictures of three classes, with training pictures, as class folders, CLIP_benchmark's shards, lists, and
+    tables of Hugging Face datasets."""
+    names, layouts = ["great_dane", "red_fox", "table"], ("folders", "shards", "lists", "tables")
+    places = {layout: folder / layout / "animals" for layout in layouts}
+    for place in places.values():
+        place.mkdir(parents=True)
+    for split, count, first in (("train", 5, 0), ("test", 4, 100)):
+        shard, rows, table = dict[str, bytes](), ["path,label"], list[tuple[bytes, int]]()
+        for number, name in enumerate(names):
+            (places["folders"] / split / name).mkdir(parents=True)
+            for copy in range(count):
+                content = picture(seed=first + 10 * number + copy)
+                (places["folders"] / split / name / f"{copy}.png").write_bytes(content)
+                shard |= {f"{name}-{copy}.png": content, f"{name}-{copy}.cls": str(number).encode()}
+                (places["lists"] / f"{split}-{name}-{copy}.png").write_bytes(content)
+                rows.append(f"{split}-{name}-{copy}.png,{name.replace('_', ' ')}")
+                table.append((content, number))
+        (places["shards"] / split).mkdir()
+        tar(places["shards"] / split / "0.tar", shard)
+        (places["shards"] / split / "nshards.txt").write_text("1")
+        (places["lists"] / f"{split}.csv").write_text("\n".join(rows))
+        label = datasets.ClassLabel(names=[name.replace("_", " ") for name in names])
+        made = datasets.Dataset.from_dict(
+            {"image": [{"bytes": content, "path": None} for content, _ in table], "label": [n for _, n in table]},
+            features=datasets.Features({"image": datasets.Image(), "label": label}),
+        )
+        (places["tables"] / "data").mkdir(exist_ok=True)
+        made.to_parquet(places["tables"] / "data" / f"{split}-00000-of-00001.parquet")
+    (places["shards"] / "classnames.txt").write_text("great dane\nred fox\ntable\n")
+    return places
+
+
+def test_the_same_pictures_in_every_layout_have_the_same_rows(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path
+):
+    found = {}
+    for layout, place in in_layouts(tmp_path, picture).items():
+        rows = evaluate(model, place)
+        found[layout] = [(row.metric, row.value, row.low, row.high, row.count, row.prompts) for row in rows]
+        assert {row.protocol for row in rows} == {"zero-shot", "linear-probe"}
+    assert all(rows == found["folders"] for rows in found.values())
+
+
+def test_classes_are_known_by_their_ids_in_every_split(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A class that one split lacks moves the places of the others, and no label with them."""
+    folder = class_folders(tmp_path / "set", picture, "train/cat", "train/owl", "train/fox", "test/fox", "test/owl")
+    (folder / "classnames.csv").write_text('folder,name\nowl,"owl, a bird"\ncat,house cat,kitty\nfox,red fox\n')
+    task = read_task(folder)
+    assert task.classes.ids == ("cat", "fox", "owl")
+    assert task.classes.names == (("house cat", "kitty"), ("red fox",), ("owl, a bird",))
+    assert task.test.labels == [1, 1, 2, 2] and task.train is not None and task.train.labels == [0, 0, 1, 1, 2, 2]
+    evaluate_task(model, folder)
+    assert "Of the 3 classes of" in (said := capsys.readouterr().err)
+    assert "1 have no picture that can be read: house cat." in said
+    (folder / "classnames.csv").write_text("owl,owl\nfox,fox\n")
+    with pytest.raises(DataError, match=r"The classnames.csv of .* must have a row for each class\. Got none for cat"):
+        read_task(folder)
+
+
+def test_classes_of_splits_that_are_named_in_two_ways(picture: Callable[..., bytes], tmp_path: Path):
+    folder = class_folders(tmp_path / "set", picture, "train/cat", "train/dog")
+    (folder / "test").mkdir()
+    tar(folder / "test" / "0.tar", {"a.png": picture(), "a.cls": b"0"})
+    with pytest.raises(DataError, match=r"must be known as those of .* are\. Got numbers in one"):
+        read_task(folder)
+
+
+def test_names_that_several_classes_have_are_measured_by_their_ids(
+    model: CLIP, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = class_folders(tmp_path / "set", picture, "n1", "n2", "n3")
+    (folder / "classnames.csv").write_text("n1,missile\nn2,missile\nn3,sunglasses\n")
+    found = evaluate_task(model, folder)
+    assert found.class_names == ["missile", "missile", "sunglasses"] and found.rows[0].count == 6
+    assert "Names that several classes have: missile" in capsys.readouterr().err
+
+
+def test_pictures_of_several_classes(model: CLIP, picture: Callable[..., bytes], tmp_path: Path):
+    rights = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]])
+    for split, first in (("test", 0), ("train", 10)):
+        shard = dict[str, bytes]()
+        for place, right in enumerate(rights):
+            buffer = io.BytesIO()
+            np.save(buffer, right)
+            shard |= {f"{place}.png": picture(seed=first + place), f"{place}.npy": buffer.getvalue()}
+        (tmp_path / "set" / split).mkdir(parents=True)
+        tar(tmp_path / "set" / split / "0.tar", shard)
+    (tmp_path / "set" / "classnames.txt").write_text("dog\ntable\nthree\n")
+    found = {row.metric: row for row in evaluate(model, tmp_path / "set")}
+    assert set(found) == {"zero_shot.eleven_point_map", "zero_shot.mean_average_precision"}
+    assert found["zero_shot.eleven_point_map"].count == 4
+    embedded = embed_images(model, read_images(tmp_path / "set" / "test"))
+    scores = ZeroShotClassifier(model, ["dog", "table", "three"]).probabilities(embedded.features)
+    expected = average_precision_score(rights, scores.numpy(), average="macro")
+    assert found["zero_shot.mean_average_precision"].value == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(DataError, match=r"must allow linear-probe\. Got pictures with several classes each"):
+        evaluate_task(model, tmp_path / "set", How(protocols=("linear-probe",)))
+
+
+@pytest.mark.parametrize("make", [lambda: create("RN-nano"), lambda: create("ViT-mini")])
+def test_a_probe_stands_before_the_projection_or_after_it(make: Callable[[], CLIP], folder_of_pairs: Path):
+    model = make().eval()
+    found = embed_images(model, read_images(folder_of_pairs), hidden=True)
+    assert found.hidden is not None and found.hidden.dtype == torch.float32
+    assert found.hidden.shape == (40, model.image.projection.in_features)
+    with torch.no_grad():
+        embedding = model.image.projection(found.hidden)
+    assert torch.allclose(torch.nn.functional.normalize(embedding, dim=1), found.features, atol=1e-5)
+    assert embed_images(model, read_images(folder_of_pairs)).hidden is None
+
+
+def test_kept_features_hold_what_a_probe_needs(
+    model: CLIP, folder_of_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = read_images(folder_of_pairs)
+    first = embed_images(model, source, keep=tmp_path / "kept", hidden=True)
+    monkeypatch.setattr(model, "encode_image", lambda _: pytest.fail("encoded again"))
+    again = embed_images(model, source, keep=tmp_path / "kept", hidden=True)
+    plain = embed_images(model, source, keep=tmp_path / "kept")
+    assert first.hidden is not None and again.hidden is not None and torch.equal(first.hidden, again.hidden)
+    assert torch.equal(plain.features, first.features)

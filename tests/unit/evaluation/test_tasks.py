@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from limner.data.sources.read import read_images, split_pairs
 from limner.data.write import Sample, write_shards
 from limner.errors import ConfigError, DataError, StorageError
 from limner.evaluation import suite
+from limner.evaluation.results import Evaluation, read_evaluations
 from limner.evaluation.suite import evaluate_run
-from limner.evaluation.tasks import name_of_task, own_task, read_evaluations
+from limner.evaluation.tasks import name_of_task, own_task
 from limner.recipes import digits
 from limner.run import RunDirectory
 from limner.training.loop import train
@@ -31,6 +33,12 @@ def shards(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     return tmp_path / "shards"
 
 
+def evaluated(*args: Any, **options: Any) -> list[Evaluation]:
+    found, failed = evaluate_run(*args, **options)
+    assert not failed
+    return found
+
+
 def one_epoch(data: Path, out: Path, **settings: object) -> RunConfig:
     quick = TrainConfig(batch_size=10, epochs=1.0, precision="fp32")
     return replace(digits(), data=str(data), test=None, holdout=0.3, out=out, train=quick, **settings)
@@ -38,7 +46,7 @@ def one_epoch(data: Path, out: Path, **settings: object) -> RunConfig:
 
 def test_held_back_pairs_are_those_that_the_run_kept_back_or_it_is_not_measured(shards: Path, tmp_path: Path):
     run = RunDirectory(train(one_epoch(shards, tmp_path / "run")))
-    (evaluation,) = evaluate_run(run.path)
+    (evaluation,) = evaluated(run.path)
     trained, kept_back = split_pairs(str(shards), (), holdout=0.3)
     assert evaluation.kept_back and not evaluation.trained_on and evaluation.rows[0].data == kept_back.fingerprint
     assert json.loads(run.data.read_text())["fingerprint"] == trained.fingerprint
@@ -51,7 +59,7 @@ def test_held_back_pairs_are_those_that_the_run_kept_back_or_it_is_not_measured(
     with pytest.raises(DataError, match=r"so that the ones that it kept back are known. Got others"):
         own_task(run)
     with pytest.raises(DataError, match="pictures that the run was not trained on"):
-        evaluate_run(run.path)
+        evaluated(run.path)
 
 
 def test_a_run_that_went_on_with_other_data_has_nothing_of_its_own(
@@ -79,7 +87,7 @@ def test_measuring_on_what_was_trained_on_is_said(
     (other / "a.png").write_bytes(picture(seed=99))
     (other / "a.txt").write_text("number 99")
     capsys.readouterr()
-    told = [evaluation.trained_on for evaluation in evaluate_run(path, [shards, copied, other])]
+    told = [evaluation.trained_on for evaluation in evaluated(path, [shards, copied, other])]
     assert told == [True, True, False] and capsys.readouterr().err.count("what it remembers") == 2
 
 
@@ -89,7 +97,7 @@ def test_measuring_on_some_of_the_files_that_were_trained_on_is_said(folder_of_p
     (tmp_path / "around").mkdir()
     (tmp_path / "around" / "inner").symlink_to(folder_of_pairs)
     for data in (folder_of_pairs / "some.csv", tmp_path / "around"):
-        assert evaluate_run(path, data)[0].trained_on
+        assert evaluated(path, data)[0].trained_on
 
 
 def test_a_run_that_keeps_nothing_back_says_so_before_it_trains(
@@ -113,7 +121,7 @@ def test_numbers_that_cannot_be_kept_are_given_all_the_same(
         raise StorageError("The file", must="be written whole", got="Read-only file system", then="Make room.")
 
     monkeypatch.setattr(suite, "write_evaluation", full)
-    assert evaluate_run(path)[0].rows
+    assert evaluated(path)[0].rows
     assert "The numbers are not kept: The file must be written whole. Got Read-only" in capsys.readouterr().err
 
 
@@ -138,7 +146,7 @@ def test_pairs_of_a_mixture_that_were_trained_on_are_known_again(shards: Path, f
     path = train(one_epoch(f"{shards}::{folder_of_pairs}", tmp_path / "run"))
     copied = tmp_path / "copy"
     shutil.copytree(shards, copied, ignore=shutil.ignore_patterns(".limner", "manifest.json"))
-    assert evaluate_run(path, copied)[0].trained_on
+    assert evaluated(path, copied)[0].trained_on
 
 
 def test_of_a_folder_only_the_files_that_were_trained_on_count(folder_of_pairs: Path, tmp_path: Path):
@@ -147,7 +155,7 @@ def test_of_a_folder_only_the_files_that_were_trained_on_count(folder_of_pairs: 
     for name, keys in {"kept.csv": {f"{n:02d}.png" for n in range(40)} - trained, "trained.csv": trained}.items():
         rows = (f"pairs/{key},a\n" for key in sorted(keys))
         (tmp_path / name).write_text("path,caption\n" + "".join(rows))
-        assert evaluate_run(run.path, tmp_path / name)[0].trained_on is (name == "trained.csv")
+        assert evaluated(run.path, tmp_path / name)[0].trained_on is (name == "trained.csv")
 
 
 def test_files_of_a_run_that_say_nothing_are_errors(shards: Path, tmp_path: Path):
@@ -156,38 +164,29 @@ def test_files_of_a_run_that_say_nothing_are_errors(shards: Path, tmp_path: Path
     for file, match in ((run.manifest, "must say parts"), (run.data, "must say fingerprint")):
         file.write_text("{}")
         with pytest.raises(ConfigError, match=match):
-            evaluate_run(run.path, [shards] if file == run.manifest else [])
+            evaluated(run.path, [shards] if file == run.manifest else [])
         file.write_text(said)
-    evaluations = evaluate_run(run.path)
+    evaluations = evaluated(run.path)
     file = next(run.evaluations.glob("*.json"))
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": []}))
     with pytest.raises(ConfigError, match="must hold rows"):
-        read_evaluations(run)
+        read_evaluations(run.evaluations)
     assert evaluations[0].kept_back
 
 
-def test_a_path_that_is_wrong_costs_no_measurement(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_one_task_that_cannot_be_measured_does_not_stop_the_others(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     path = train(one_epoch(shards, tmp_path / "run"))
     with pytest.raises(DataError, match="must exist"):
-        evaluate_run(path, [shards, tmp_path / "nowhere"])
-    assert not list(RunDirectory(path).evaluations.glob("*.json"))  # it is found before anything is measured
-    written = list[str]()
-    monkeypatch.setattr(suite, "write_evaluation", lambda _, found: written.append(found.task))
-    monkeypatch.setattr(suite, "evaluate_task", fails_at_the_second(suite.evaluate_task))
-    with pytest.raises(DataError, match="second"):
-        evaluate_run(path, [shards, shards])
-    assert len(written) == 1
-
-
-def fails_at_the_second(measure: Callable[..., object]) -> Callable[..., object]:
-    calls = iter([measure, None])
-
-    def measured(*args: object, **options: object) -> object:
-        if (now := next(calls)) is None:
-            raise DataError("The second", must="be measured", got="an error", then="Look.")
-        return now(*args, **options)
-
-    return measured
+        evaluate_run(path, tmp_path / "nowhere")
+    found, failed = evaluate_run(path, [tmp_path / "nowhere", shards])
+    assert [one.task for one in found] == [name_of_task(read_images(shards))]
+    assert len(failed) == 1 and "Not measured: The data path" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", str(path), "--data", str(tmp_path / "nowhere"), str(shards), "--json"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and {row["protocol"] for row in json.loads(said.out)} == {"retrieval"}
 
 
 @pytest.mark.parametrize("name", ["v1.2", "set.tar.d", "a.b.c"])

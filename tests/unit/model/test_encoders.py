@@ -146,7 +146,7 @@ def test_an_encoder_that_leaves_something_out_fails_loudly(shape: Architecture, 
     with pytest.raises(ConfigError, match="'silent' is no kind of encoder"):
         from_json({**to_json(shape), "image": {"kind": "silent"}}, Architecture, where="x")
     monkeypatch.setitem(ENCODERS, "patches", lambda *_: nn.Identity())
-    with pytest.raises(ModelError, match="no encode_whole, blocks, dtype, resize_grid"):
+    with pytest.raises(ModelError, match="no encode_whole, blocks, projection, dtype, resize_grid"):
         CLIP(shape)
     monkeypatch.delitem(ENCODERS, "patches")
     with pytest.raises(ModelError, match=r"Add it to limner\.model\.clip\.ENCODERS"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from limner.config import RunConfig, TrainConfig, to_json
 from limner.data.loader import Batch
 from limner.data.tokenizer import Tokenizer
 from limner.errors import ConfigError, DataError, LimnerError, ModelError, TrainingError
+from limner.evaluation.suite import evaluate
 from limner.files import write_json
 from limner.model.clip import create
 from limner.objectives.objective import Trainee
@@ -518,3 +520,49 @@ def test_other_data_is_refused_unless_asked_for(config: RunConfig, monkeypatch: 
         train(config, resume=True)
     run = RunDirectory(train(config, resume=True, other_data=True))
     assert run.is_finished and [line["step"] for line in run.read_metrics()][-1] == 10
+
+
+def test_measuring_on_the_way_changes_no_bit_of_the_run(
+    config: RunConfig, picture: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for number, name in enumerate(("dog", "table")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for copy in range(3):
+            (tmp_path / "set" / name / f"{copy}.png").write_bytes(picture(seed=10 * number + copy))
+    plain = load_file(train(config) / "model/model.safetensors")
+    measured = dataclasses.replace(
+        config, out=tmp_path / "measured", evaluate_every=2, evaluate_data=str(tmp_path / "set")
+    )
+    run = RunDirectory(train(measured))
+    parts = load_file(run.model / "model.safetensors")
+    assert all(torch.equal(parts[name], tensor) for name, tensor in plain.items())
+    rows = run.read_measured()
+    steps = run.read_metrics()[-1]["step"]
+    assert sorted({row["step"] for row in rows}) == sorted({*range(2, steps, 2), steps})
+    assert {row["metric"] for row in rows} >= {"zero_shot.top1", "zero_shot.mean_per_class"}
+    last = [row for row in rows if row["step"] == steps]
+    model = load(run.path)
+    expected = {row.metric: row.value for row in evaluate(model, tmp_path / "set")}
+    assert {row["metric"]: row["value"] for row in last} == expected
+    assert "set zero_shot.top1" in capsys.readouterr().err
+    assert json.loads(run.data.read_text())["captions_cut"] == 0
+
+
+def test_measuring_on_the_way_goes_on_where_a_run_was_stopped(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    """Without data of its own a run is measured on the pairs that it keeps back; no step is there twice."""
+    measured = dataclasses.replace(config, evaluate_every=1, test=None, holdout=0.3)
+    stop_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(measured)
+    monkeypatch.undo()
+    run = RunDirectory(train(measured, resume=True))
+    steps = [row["step"] for row in run.read_measured() if row["metric"] == "retrieval.text_to_image@1"]
+    assert steps == list(range(1, run.read_metrics()[-1]["step"] + 1))
+
+
+def test_what_cannot_be_measured_is_found_before_the_first_step(config: RunConfig, tmp_path: Path):
+    with pytest.raises(DataError, match="must exist"):
+        train(dataclasses.replace(config, evaluate_every=2, evaluate_data=str(tmp_path / "nowhere")))
+    assert config.out is not None and not config.out.exists()
+    with pytest.raises(ConfigError, match="evaluate-data must come with --evaluate-every"):
+        dataclasses.replace(config, evaluate_data="somewhere")

@@ -4,6 +4,8 @@ Nothing in a file is run: no pickles, no loading scripts, and the types that dat
 file is mapped into memory, its offsets checked, so that none leads out of it.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,6 +16,9 @@ from limner.errors import DataError, LimnerError, MissingExtra
 
 ROWS = 64
 """Rows of a parquet file that are looked at together, for memory's sake."""
+MAX_FEATURES_BYTES = 2**23
+"""Bytes of what datasets writes about the columns: 100 for each of 80,000 classes."""
+BROKEN_FEATURES = "names of classes (datasets' metadata) that cannot be read (labels stay numbers)"
 
 
 def is_text(kind: Any) -> bool:
@@ -46,6 +51,29 @@ def schema_of(path: Path) -> Any:
     """The names and types of a file's columns. Raises `DataError` for a file that cannot be read."""
     with reading(path):
         return opened_arrow(path).schema if path.suffix == ".arrow" else pyarrow().parquet.read_schema(path)
+
+
+def class_labels_of(schema: Any, noted: Counter[str]) -> dict[str, tuple[str, ...]]:
+    """The names of the classes in each column of numbers that is a `ClassLabel` of datasets, by the column's name."""
+    said = (schema.metadata or {}).get(b"huggingface", b"")
+    if not said:
+        return {}
+    try:
+        features = json.loads(said if len(said) <= MAX_FEATURES_BYTES else b"")["info"]["features"]
+        known = {column.name: features.get(column.name) for column in schema if pyarrow().types.is_integer(column.type)}
+        found = {
+            column: feature["names"]
+            for column, feature in known.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+        for names in found.values():
+            "".join(names).encode()
+        if not all(names and isinstance(names, list) for names in found.values()):
+            raise ValueError("no list of names")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        noted[BROKEN_FEATURES] += 1
+        return {}
+    return {column: tuple(names) for column, names in found.items()}
 
 
 def groups_of(path: Path, texts: list[str], image: str | None) -> Iterator[tuple[Any, Iterable[Any]]]:

@@ -27,7 +27,10 @@ LEADS_OUT = "broken link, or one that leads out of the folder"
 UNREACHED = "picture in a folder that may not be entered"
 NO_FILE = "pipe, socket or device that is named as a picture"
 UNREAD_TEXT = "caption file that cannot be read"
-ABOUT = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt", "README.txt", "LICENSE.txt")
+ABOUT = (
+    *("classnames.txt", "classnames.csv", "zeroshot_classification_templates.txt", "dataset_type.txt"),
+    *("README.txt", "LICENSE.txt"),
+)
 """Text files that are about the folder."""
 
 
@@ -99,7 +102,7 @@ def _images(
                 elif Path(entry.name).suffix.lower() in (".heic", ".heif"):
                     skipped[HEIC] += 1
                 else:
-                    noted[OTHER] += 1
+                    noted[OTHER] += entry.name not in ABOUT
             elif entry.is_symlink():
                 folders.append(Path(entry.path))
             else:

@@ -32,7 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import compress, pairwise
+from itertools import chain, compress, pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
@@ -41,20 +41,23 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from limner.data.pairs import MAX_IMAGE_BYTES, NOT_THERE, Pair, Part, Prefixed, Source
+from limner.data.pairs import MAX_IMAGE_BYTES, NOT_THERE, Pair, Part, Prefixed, Source, merged
 from limner.data.remote import cache_folder, content_of, expect, local, name_of, size_of
 from limner.data.sources.kept import Kept
 from limner.errors import DataError, StorageError
 from limner.files import is_file_in, sha256_of, write_bytes
 from limner.progress import say, track
 
-FORMAT = "limner index 3"
+FORMAT = "limner index 4"
 """What an index file calls itself; one of another format is made anew."""
 FOLDER = ".limner"
 MAX_TEXT_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
 TICK_SECONDS, COARSE_TICK_SECONDS = 0.02, 2.0
 """Time in which a file may change twice and look as if it had once; where times are in whole seconds, the second."""
+SEVERAL = -2
+"""What `labels` holds for a picture of a multi-label set; -1: no class."""
+SOME_NAMED = "table beside others whose classes have other names, or none (labels stay numbers)"
 _indexes = Kept(2**28)
 
 
@@ -73,7 +76,10 @@ class Index:
     arrays: dict[str, np.ndarray]
     """keys, captions: uint8[bytes], UTF-8. key_ends, picture_offsets, picture_sizes, labels, held_out, first_captions
     (the number of captions before, and after the last): int64[samples (+ 1)]. caption_ends: int64[captions]; chances:
-    float64[captions]."""
+    float64[captions]. Where a label is `SEVERAL`, label_sets: int64[labels of all samples, end to end], set_ends:
+    int64[samples]."""
+    classes: tuple[str, ...] = ()
+    """What the labels count, where the file says so."""
 
     def __len__(self) -> int:
         return len(self.arrays["labels"])
@@ -112,6 +118,11 @@ class Index:
         first, last = self.arrays["first_captions"][sample : sample + 2].tolist()
         return tuple(text_at(self.arrays["captions"], self.arrays["caption_ends"], i) for i in range(first, last))
 
+    def label_set(self, sample: int) -> tuple[int, ...]:
+        """All classes of a picture of a multi-label set."""
+        ends = self.arrays["set_ends"]
+        return tuple(self.arrays["label_sets"][ends[sample - 1] if sample else 0 : ends[sample]].tolist())
+
     def pair(self, sample: int, path: Path | str) -> Pair:
         """A sample as a pair."""
         first, last = self.arrays["first_captions"][sample : sample + 2].tolist()
@@ -125,6 +136,7 @@ class Index:
             captions=self.captions(sample),
             chances=tuple(chances) if len(set(chances)) > 1 else (),
             label=label if label >= 0 else None,
+            labels=self.label_set(sample) if label == SEVERAL else None,
             held_out=bool(self.arrays["held_out"][sample]),
         )
 
@@ -138,9 +150,15 @@ NUMBERS = ("picture_offsets", "picture_sizes", "labels", "held_out")
 
 
 def arrays_of(table: dict[str, list[Any]]) -> dict[str, np.ndarray]:
-    """The arrays of an `Index` from lists: those of `NUMBERS`, keys, captions, chances, and counts of captions."""
+    """The arrays of an `Index` from lists: those of `NUMBERS`, keys, captions, chances, and counts of captions; and of
+    label_sets, a list for each sample, where a label is `SEVERAL`."""
     keys, captions = ([text.encode() for text in table[name]] for name in ("keys", "captions"))
-    return {
+    sets = table["label_sets"] if SEVERAL in table["labels"] else []
+    of_sets = {
+        "label_sets": np.array(list(chain.from_iterable(sets)), dtype=np.int64),
+        "set_ends": np.cumsum([len(one) for one in sets], dtype=np.int64),
+    }
+    return (of_sets if sets else {}) | {
         **{name: np.array(table[name], dtype=np.int64) for name in NUMBERS},
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
         "key_ends": np.cumsum([len(key) for key in keys], dtype=np.int64),
@@ -384,7 +402,7 @@ def _save(index: Index, path: Path | str, facts: Facts) -> dict[str, Any]:
 
 
 TOLD = {"sha256": str, "size": int, "mtime_ns": int, "ctime_ns": int, "inode": int, "pictures": int, "captioned": int}
-TOLD |= {"least_key": str, "greatest_key": str, "skipped": dict, "noted": dict, "arrays": str}
+TOLD |= {"least_key": str, "greatest_key": str, "skipped": dict, "noted": dict, "arrays": str, "classes": list}
 """What an index file says about itself, and of which types."""
 
 
@@ -400,6 +418,7 @@ def _told(index: Index, facts: Facts) -> dict[str, Any]:
         "skipped": index.skipped,
         "noted": index.noted,
         "arrays": _digest(index.arrays),
+        "classes": list(index.classes),
     }
 
 
@@ -424,7 +443,7 @@ def _described(file: Path) -> dict[str, Any] | None:
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
     fine = isinstance(told, dict) and all(type(told.get(name)) is kind for name, kind in TOLD.items())
-    fine = fine and 0 <= told["captioned"] <= told["pictures"]
+    fine = fine and 0 <= told["captioned"] <= told["pictures"] and all(type(name) is str for name in told["classes"])
     return told if fine and all(type(count) is int and count >= 0 for count in counters) else None
 
 
@@ -436,7 +455,7 @@ def _load(file: Path) -> Index | None:
     try:
         with safe_open(file, framework="np") as opened:
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
-        index = Index(told["sha256"], told["size"], told["skipped"], told["noted"], arrays)
+        index = Index(told["sha256"], told["size"], told["skipped"], told["noted"], arrays, tuple(told["classes"]))
         fine = _digest(arrays) == told["arrays"] and _is_sound(index)
         fine = fine and (len(index), len(index.captioned)) == (told["pictures"], told["captioned"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
@@ -462,8 +481,22 @@ def _is_sound(index: Index) -> bool:
         and _are_texts(arrays["captions"], arrays["caption_ends"])
         and _rises(arrays["first_captions"], len(chances))
         and bool(((offsets >= 0) & (sizes > 0) & (sizes <= MAX_IMAGE_BYTES)).all())
+        and not (index.classes and bool((arrays["labels"] >= len(index.classes)).any()))
+        and _are_sets(arrays)
         and (_is_sound_table(arrays) if "groups" in arrays else bool((offsets <= index.size - sizes).all()))
     )
+
+
+def _are_sets(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the classes of each picture of a multi-label set, if there are some, are there and rise."""
+    if not (arrays["labels"] == SEVERAL).any():
+        return True
+    sets, ends = arrays["label_sets"], arrays["set_ends"]
+    if any(array.dtype != np.int64 or array.ndim != 1 for array in (sets, ends)) or not _rises(ends, len(sets)):
+        return False
+    rises = np.diff(sets, prepend=-1) > 0
+    rises[ends[ends < len(sets)]] = True  # where the next picture's begin
+    return len(ends) == len(arrays["labels"]) and bool((rises & (sets >= 0) & (sets < MAX_TEXT_BYTES)).all())
 
 
 def _is_sound_table(arrays: dict[str, np.ndarray]) -> bool:
@@ -511,6 +544,7 @@ def read_indexed(path: Path | str, files: Sequence[Path | str], kind: Kind, *, n
     """
     skipped, noted = Counter[str](), Counter[str]()
     named, ranges = list[tuple[str, Sequence[Part]]](), list[tuple[str, str]]()
+    classes = list[tuple[str, ...]]()
     faults = list[DataError]()
     for file, told in zip(files, ensure_all(files, kind.build), strict=True):
         if isinstance(told, DataError):
@@ -523,13 +557,23 @@ def read_indexed(path: Path | str, files: Sequence[Path | str], kind: Kind, *, n
         if told["captioned" if needs_caption else "pictures"]:
             named.append((kind.own_name(name_of(file)), kind.parts(file, told, needs_caption)))
             ranges.append((told["least_key"], told["greatest_key"]))
+            classes.append(tuple(told["classes"]))
     if faults and len(faults) == len(files):
         raise faults[0]
+    if any(classes) and not all(classes):
+        noted[SOME_NAMED] += len(classes)
+        classes = []
+    together, places = merged(classes)
+    if len(set(classes)) > 1:
+        named = [
+            (name, [Prefixed(part, "", labels) for part in parts])
+            for (name, parts), labels in zip(named, places, strict=True)
+        ]
     if _may_overlap(ranges):
         if len({name for name, _ in named}) < len(named):
             named = [(str(number), parts) for number, (_, parts) in enumerate(named)]
         named = [(name, [Prefixed(part, f"{name}/") for part in parts]) for name, parts in named]
-    return Source(path, tuple(part for _, parts in named for part in parts), +skipped, +noted)
+    return Source(path, tuple(part for _, parts in named for part in parts), +skipped, +noted, classes=together)
 
 
 def _may_overlap(ranges: Iterable[tuple[str, str]]) -> bool:

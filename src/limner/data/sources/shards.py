@@ -1,7 +1,7 @@
 """Tar shards: WebDataset's layout, in a folder, by a pattern, or at an address.
 
 ```
-00000.tar ─> members ─> samples (KEY.jpg + KEY.txt + KEY.json + KEY.cls) ─> Index ─> Shard, a part of a source
+00000.tar ─> members ─> samples (KEY.jpg + .txt + .json + .cls or .npy) ─> Index ─> Shard, a part of a source
 ```
 
 Nothing is ever extracted, and no member's content is taken for more than bytes: links, devices and sparse members are
@@ -9,6 +9,7 @@ gone past and counted. Members of a sample may lie anywhere in the shard.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from limner.data.pairs import (
     CUT,
@@ -40,6 +42,7 @@ from limner.data.sources.beside import passed_by
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
     NUMBERS,
+    SEVERAL,
     Index,
     Kind,
     arrays_of,
@@ -54,6 +57,11 @@ from limner.files import sha256_of
 
 DOTTED = "no picture (dots in the name: the key ends at the first)"
 SEVERAL_IMAGES = "picture of the same key as another (one of each key is read)"
+NO_ROW = ".npy that is no row of 0 and 1, one for each class (not used)"
+BESIDE_CLS = ".npy beside a .cls (the .cls is used)"
+OTHER_LENGTH = ".npy of another number of classes than the first in its shard"
+MAX_HEADER = 1024
+"""Characters of the header of an .npy: Python's own parser reads them."""
 
 
 def are_shards(path: str) -> bool:
@@ -138,6 +146,7 @@ def build(path: Path) -> Index:
                 raise no_shard(path, error) from error
             noted[f"shard cut short ({name_of(path)}: {error})"] += 1
         table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
+        table["label_sets"], lengths = [], list[int]()
         for key, parts in samples.items():
             images = [parts[extension] for extension in IMAGE_ENDINGS if extension in parts]
             dotted = [one for one in parts if one not in IMAGE_ENDINGS and PurePosixPath(one).suffix in IMAGE_ENDINGS]
@@ -150,22 +159,25 @@ def build(path: Path) -> Index:
             if reason := unusable(image.size):
                 skipped[reason] += 1
                 continue
-            captions, chances, label, held_out = _annotations(file, parts, noted)
+            captions, chances, label, row, held_out = _annotations(file, parts, noted)
+            lengths += [] if row is None else [len(row)]
             table["keys"].append(key)
             table["picture_offsets"].append(image.offset)
             table["picture_sizes"].append(image.size)
-            table["labels"].append(label)
+            table["labels"].append(label if row is None else SEVERAL)
+            table["label_sets"].append([] if row is None else np.flatnonzero(row).tolist())
             table["held_out"].append(held_out)
             table["counts"].append(len(captions))
             table["captions"] += captions
             table["chances"] += chances
+        noted[OTHER_LENGTH] += sum(length != lengths[0] for length in lengths)
     return Index(sha256_of(path), path.stat().st_size, dict(+skipped), dict(+noted), arrays_of(table))
 
 
 def _annotations(
     file: IO[bytes], parts: dict[str, Member], noted: Counter[str]
-) -> tuple[list[str], list[float], int, bool]:
-    """Captions, their chances, label (-1: none) and split of a sample.
+) -> tuple[list[str], list[float], int, np.ndarray | None, bool]:
+    """Captions, their chances, label (-1: none), row of 0 and 1 in a multi-label set, and split of a sample.
 
     Several captions in the .json win over the one in the .txt, that over the one in the .json.
     """
@@ -201,12 +213,37 @@ def _annotations(
         noted[CUT] += len(text) > MAX_CAPTION
     kept = [(text, chance) for text, chance in kept if text]
     label = read(".cls").decode("utf-8", "replace")
+    noted[BESIDE_CLS] += ".npy" in parts and ".cls" in parts
+    row = None
+    if ".npy" in parts and ".cls" not in parts:
+        row = label_row(read(".npy"))
+        noted[NO_ROW] += row is None and parts[".npy"].size <= MAX_TEXT_BYTES  # a larger one is noted already
     return (
         [text for text, _ in kept],
         [chance for _, chance in kept],
         label_number(label, noted),
+        row,
         record.get("held_out") is True,
     )
+
+
+def label_row(content: bytes) -> np.ndarray | None:
+    """What an .npy says of a picture of a multi-label set, 0 or 1 for each class: [classes], of any type of numbers;
+    None if it is anything else.
+
+    Only the header is left to numpy; the rest is numbers whose bytes are counted first, and never a pickle.
+    """
+    file = io.BytesIO(content)
+    try:
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+        shape, _, dtype = read_header(file, max_header_size=MAX_HEADER)
+    except Exception:  # of any kind: numpy reads it with Python's parser, and with its own for types
+        return None
+    length = shape[-1] if len(shape) == 1 or (len(shape) == 2 and shape[0] == 1) else 0
+    if dtype.kind not in "biuf" or length < 1 or length * dtype.itemsize != len(content) - file.tell():
+        return None
+    row = np.frombuffer(content, np.uint8 if dtype.kind == "b" else dtype, offset=file.tell())
+    return row if bool(((row == 0) | (row == 1)).all()) else None
 
 
 def _are_chances(values: list[Any]) -> bool:

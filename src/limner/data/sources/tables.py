@@ -8,6 +8,8 @@ folder of these: [data/][train-]*.parquet    ├─>  one Index a file (index.py
 save_to_disk's folder: data-*.arrow         ─┘
 ```
 
+Where the label column is a ClassLabel of datasets, whose names stand in the file, these are the source's classes.
+
 The first time, each file is read whole once: its captions, how large its pictures are, and its sha256. From then on
 the index answers for all but the pictures, which are read when they are due. In an arrow file that is a look into
 mapped memory. A parquet file has to unpack the picture's whole row group, and the last ones unpacked are kept (512 MiB
@@ -39,6 +41,7 @@ from limner.data.pairs import (
 )
 from limner.data.sources.arrow import (
     broken,
+    class_labels_of,
     groups_of,
     holds_bytes,
     is_list,
@@ -54,6 +57,7 @@ from limner.data.sources.beside import METADATA, passed_by
 from limner.data.sources.index import (
     MAX_TEXT_BYTES,
     NUMBERS,
+    SOME_NAMED,
     Index,
     Kind,
     arrays_of,
@@ -69,6 +73,8 @@ from limner.files import is_file_in, places_of, sha256_of
 IMAGE_COLUMNS = (*PATH_COLUMNS, "picture", "jpg", "jpeg", "png", "webp")
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "txt", "captions")
 KEY_COLUMNS = ("key", "__key__", "id", "uid")
+SEVERAL_CLASS_LABELS = "table with several ClassLabel columns, none of them named label (no labels are read)"
+OUTSIDE = "label that is no number of a name of its ClassLabel (not used)"
 PART = 8192
 """Pairs in a part, which is row groups that lie together, or more: a window of parts is in a few files then."""
 KEPT_BYTES = 512 * 2**20
@@ -101,7 +107,7 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
     if metadata is not None and metadata.suffix != ".parquet":
         return read_list(metadata, needs_caption=needs_caption, around=here)
     files = [metadata] if metadata is not None else _files(here)
-    if _columns_of(files[0], needs_caption=needs_caption).has_images:
+    if _columns_of(files[0], Counter(), needs_caption=needs_caption).has_images:
         kind = Kind(build, _parts, fault="table that cannot be read", own_name=lambda name: Path(name).stem)
         source = read_indexed(here, files, kind, needs_caption=needs_caption)
         if not here.is_dir():
@@ -110,7 +116,12 @@ def read_tables(path: str, *, needs_caption: bool) -> Source:
         return replace(source, skipped=source.skipped + passed_by(here, read.__contains__))
     skipped, noted = Counter[str](), Counter[str]()
     rows = (row for file in files for row in _rows_of_paths(file, noted, needs_caption=needs_caption))
-    return source_of(files, rows, skipped, noted, needs_caption=needs_caption, around=here if here.is_dir() else None)
+    around = here if here.is_dir() else None
+    source = source_of(files, rows, skipped, noted, needs_caption=needs_caption, around=around)
+    classes = {_columns_of(file, Counter(), needs_caption=needs_caption).classes for file in files}
+    if len(classes) > 1:
+        return replace(source, noted=source.noted + Counter({SOME_NAMED: len(files)}))
+    return replace(source, classes=source.classes or classes.pop())
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
@@ -207,14 +218,17 @@ class Columns(NamedTuple):
     caption: str | None
     key: str | None
     label: str | None
+    classes: tuple[str, ...] = ()
+    """What its numbers count, if it is a ClassLabel of datasets."""
 
     def texts(self) -> list[str]:
         """All but the picture."""
         return [name for name in dict.fromkeys((self.caption, self.key, self.label)) if name is not None]
 
 
-def _columns(schema: Any) -> Columns | None:
-    """Which column is what; None if none is a picture."""
+def _columns(schema: Any, noted: Counter[str] | None = None) -> Columns | None:
+    """Which column is what; None if none is a picture. The only ClassLabel is the label, whatever its name."""
+    noted = Counter() if noted is None else noted
     known = {field.name.strip().lower(): field for field in reversed(list(schema))}
 
     def first(names: Iterable[str], is_right: Callable[[Any], bool]) -> str | None:
@@ -225,13 +239,26 @@ def _columns(schema: Any) -> Columns | None:
     if image is None:
         return None
     texts = [name for name in TEXT_COLUMNS if name != image.strip().lower()]
+    class_labels = class_labels_of(schema, noted)
+    label = first(LABEL_COLUMNS, lambda _: True) or (next(iter(class_labels)) if len(class_labels) == 1 else None)
+    noted[SEVERAL_CLASS_LABELS] += label is None and len(class_labels) > 1
     return Columns(
         image=image,
         has_images=inside is not None,
         caption=first(texts, lambda kind: is_text(kind) or (is_list(kind) and is_text(kind.value_type))),
         key=first(KEY_COLUMNS, lambda kind: is_text(kind) or pyarrow().types.is_integer(kind)),
-        label=first(LABEL_COLUMNS, lambda _: True),
+        label=label,
+        classes=class_labels.get(label or "", ()),
     )
+
+
+def _label(value: Any, columns: Columns, noted: Counter[str]) -> int:
+    """A class by its number; -1 where there is none, or none that has a name where classes have names."""
+    label = label_number(value, noted)
+    if columns.classes and label >= len(columns.classes):
+        noted[OUTSIDE] += 1
+        return -1
+    return label
 
 
 def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
@@ -242,9 +269,9 @@ def _captions(column: Any, noted: Counter[str]) -> Iterator[list[str]]:
         yield [text for text in cleaned(short, noted) if text]
 
 
-def _columns_of(file: Path, *, needs_caption: bool) -> Columns:
+def _columns_of(file: Path, noted: Counter[str], *, needs_caption: bool) -> Columns:
     """Which column is what. Raises `DataError` for a table without the columns that are needed."""
-    columns = _columns(schema := schema_of(file))
+    columns = _columns(schema := schema_of(file), noted)
     if columns is None or (needs_caption and columns.caption is None):
         raise DataError(
             f"The columns of {file}",
@@ -258,7 +285,7 @@ def _columns_of(file: Path, *, needs_caption: bool) -> Columns:
 
 def _rows_of_paths(path: Path, noted: Counter[str], *, needs_caption: bool) -> Iterator[Row]:
     """The rows of a list. Raises `DataError` for a table with the pictures inside, which is none."""
-    columns = _columns_of(path, needs_caption=needs_caption)
+    columns = _columns_of(path, noted, needs_caption=needs_caption)
     if columns.has_images:
         raise broken(path, "pictures inside, where the tables beside it hold paths")
     with reading(path):
@@ -267,6 +294,9 @@ def _rows_of_paths(path: Path, noted: Counter[str], *, needs_caption: bool) -> I
             nothing = ([] for _ in range(len(group)))
             captions = _captions(group.column(columns.caption), noted) if columns.caption else nothing
             labels = group.column(columns.label).to_pylist() if columns.label else [None] * len(group)
+            if columns.classes:
+                numbers = (_label(label, columns, noted) for label in labels)
+                labels = [None if number < 0 else number for number in numbers]
             yield from map(Row, names, captions, labels)
 
 
@@ -284,7 +314,7 @@ def build(path: Path) -> Index:
     table: dict[str, list[Any]] = {name: [] for name in (*NUMBERS, "keys", "captions", "chances", "counts")}
     groups, paths, rows, before = list[int](), list[bytes](), list[int](), 0
     with reading(path):
-        columns = _columns(schema_of(path))
+        columns = _columns(schema_of(path), noted)
         if columns is None or not columns.has_images:
             raise broken(path, "no picture column")
         for group, (texts, pieces) in enumerate(groups_of(path, columns.texts(), columns.image)):
@@ -301,7 +331,7 @@ def build(path: Path) -> Index:
                 table["keys"].append(b"".join(key).decode("utf-8", "replace"))
                 table["picture_offsets"].append(row)
                 table["picture_sizes"].append(size)
-                table["labels"].append(label_number(label, noted))
+                table["labels"].append(_label(label, columns, noted))
                 table["held_out"].append(False)
                 table["counts"].append(len(said))
                 table["captions"] += said
@@ -317,7 +347,7 @@ def build(path: Path) -> Index:
         "paths": np.frombuffer(b"".join(paths), dtype=np.uint8),
         "path_ends": np.cumsum([len(beside) for beside in paths], dtype=np.int64),
     }
-    return Index(sha256_of(path), path.stat().st_size, dict(skipped), dict(noted), arrays)
+    return Index(sha256_of(path), path.stat().st_size, dict(skipped), dict(+noted), arrays, columns.classes)
 
 
 def _places(column: Any, folder: Path) -> Iterator[tuple[int, bytes] | str]:

@@ -107,6 +107,7 @@ def test_what_the_walk_passes_by_is_counted(folder_of_pairs: Path, picture: Call
     (folder_of_pairs / "notes.pdf").write_bytes(b"x")
     (folder_of_pairs / "gone.txt").write_text("a caption")
     (folder_of_pairs / "classnames.txt").write_text("dog")
+    (folder_of_pairs / "classnames.csv").write_text("0,dog")
     source = read_pairs(folder_of_pairs)
     assert len(source) == 40 and source.skipped == {HEIC: 1}
     assert source.noted == {LINKED: 1, HIDDEN: 2, OTHER: 1, ALONE: 1}

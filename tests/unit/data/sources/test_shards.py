@@ -1,15 +1,22 @@
+import io
 import json
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.tars import tar
 from limner.data.pairs import CUT, MAX_CAPTION, SEVERAL_LINES
+from limner.data.sources import index
 from limner.data.sources.beside import IMAGE, OTHER_TAR
-from limner.data.sources.read import read_pairs
-from limner.data.sources.shards import DOTTED, SEVERAL_IMAGES
+from limner.data.sources.read import read_images, read_pairs
+from limner.data.sources.shards import BESIDE_CLS, DOTTED, NO_ROW, OTHER_LENGTH, SEVERAL_IMAGES, label_row
 from limner.errors import DataError
 
 
@@ -127,3 +134,145 @@ def test_only_ends_of_lines_end_a_caption(tmp_path: Path, picture: Callable[...,
     tar(tmp_path / "0.tar", {"a.png": picture(), "a.txt": text.encode()})
     (tmp_path / "dataset_type.txt").write_text("retrieval")
     assert read_pairs(tmp_path)[0].captions == ("one\u2028still one\x85and\x0bso on", "two", "three")
+
+
+# --- several labels --------------------------------------------------------------------------------------------------
+
+
+def npy(values: Any, dtype: Any = np.uint8) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(values, dtype=dtype), allow_pickle=True)
+    return file.getvalue()
+
+
+def with_header(header: str, content: bytes = b"\0" * 4, version: bytes = b"\1\0") -> bytes:
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+def header(shape: str, dtype: str = "|u1") -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, ">f8", bool])
+def test_several_labels_of_a_picture(tmp_path: Path, picture: Callable[..., bytes], dtype: Any):
+    rows = {"a": [0, 1, 1, 0], "b": [0, 0, 0, 0], "c": [[1, 0, 0, 1]]}
+    members = {f"{key}.png": picture() for key in "abcde"}
+    members |= {f"{key}.npy": npy(row, dtype) for key, row in rows.items()}
+    tar(tmp_path / "0.tar", members | {"d.cls": b"3", "d.npy": npy([0, 1, 0, 0])})
+    for _ in range(2):  # with an index to build, then with the one in its file
+        index._indexes.clear()
+        source = read_images(tmp_path)
+        assert [(pair.label, pair.labels) for pair in source] == [
+            (None, (1, 2)),
+            (None, ()),
+            (None, (0, 3)),
+            (3, None),
+            (None, None),
+        ]
+        assert source.noted == {BESIDE_CLS: 1} and source.classes == ()
+    assert [pair.key for pair in read_images(tmp_path).where(lambda pair: bool(pair.labels))] == ["a", "c"]
+
+
+class Unpickled:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a pickle was loaded",)
+
+
+HOSTILE = {
+    "empty": b"",
+    "text": b"1 0 0 1",
+    "truncated": npy([0, 1] * 8, np.int64)[:-1],
+    "longer than it says": npy([0, 1]) + b"\0",
+    "cut in its header": npy([0, 1])[:30],
+    "objects": npy([Unpickled(), 1], object),
+    "a pickle": pickle.dumps(Unpickled()),
+    "objects of the right size": with_header(header("(4,)", "|O"), b"\0" * 32),
+    "objects by header": with_header(header("(4,)", "|O"), pickle.dumps(Unpickled())),
+    "10^12 entries": with_header(header("(1000000000000,)", "<f8")),
+    "2^63 entries": with_header(header(f"({2**63},)")),
+    "-4 entries": with_header(header("(-4,)")),
+    "negative twice": with_header(header("(-1, -4)")),
+    "a scalar": npy(1),
+    "no class": npy([]),
+    "2-D": npy([[0, 1], [1, 0]]),
+    "2-D, and a row of it": with_header(header("(4, 4)")),
+    "3-D": npy([[[0, 1]]]),
+    "a 2": npy([0, 2]),
+    "a 2 that says it is bool": with_header(header("(4,)", "|b1"), b"\0\2\1\0"),
+    "below 0": npy([0, -1], np.int8),
+    "NaN": npy([0, np.nan], np.float64),
+    "texts": npy(["0", "1"], str),
+    "times": npy([0, 1], "M8[s]"),
+    "complex": npy([0, 1], complex),
+    "fields": npy([(0, 1)], [("a", "u1"), ("b", "u1")]),
+    "bytes without end": with_header(header("(1,)", f"|S{2**31 - 1}")),
+    "another version": with_header(header("(4,)"), version=b"\x09\0"),
+    "a deep header": with_header("(" * 900 + ")" * 900),
+    "a long header": with_header(header("(4,)").rstrip() + " " * 5000 + "\n"),
+    "minus without end": with_header("-" * 1000 + "1"),
+    "not Python": with_header("{'descr': '|u1', 'shape': (4,"),
+    "code": with_header("__import__('os').abort()"),
+    "other keys": with_header("{1: 2, 'x': 3}"),
+    "a type of digits": with_header(header("(4,)", "1")),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy's about types that it will not know any more
+def test_an_npy_that_is_no_row_of_0_and_1_is_noted(tmp_path: Path, picture: Callable[..., bytes]):
+    for number, content in enumerate(HOSTILE.values()):
+        assert label_row(content) is None, list(HOSTILE)[number]
+    members = {f"{number}.npy": content for number, content in enumerate(HOSTILE.values())}
+    images = {f"{number}.png": picture() for number in range(len(HOSTILE) + 2)}
+    large, good = f"{len(HOSTILE)}.npy", f"{len(HOSTILE) + 1}.npy"
+    tar(tmp_path / "0.tar", images | members | {large: npy(np.zeros(2**20)), good: npy([0, 1])})
+    source = read_images(tmp_path)
+    assert [pair.labels for pair in source] == [None] * (len(HOSTILE) + 1) + [(1,)]
+    assert source.noted == {NO_ROW: len(HOSTILE), ".npy over 1 MiB (not read)": 1}
+
+
+def test_rows_of_several_lengths_are_noted(tmp_path: Path, picture: Callable[..., bytes]):
+    rows = {"a": [0, 1], "b": [0, 1, 1], "c": [1, 0], "d": [1]}
+    members = {f"{key}.png": picture() for key in rows} | {f"{key}.npy": npy(row) for key, row in rows.items()}
+    tar(tmp_path / "0.tar", members)
+    source = read_images(tmp_path)
+    assert [pair.labels for pair in source] == [(1,), (1, 2), (0,), (0,)] and source.noted == {OTHER_LENGTH: 2}
+
+
+@settings(max_examples=25)
+@given(rows=st.lists(st.none() | st.lists(st.booleans(), min_size=1, max_size=70), max_size=6), flat=st.booleans())
+def test_any_labels_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[list[bool] | None], flat: bool):
+    folder = tmp_path_factory.mktemp("set")
+    members: dict[str, bytes] = {"0.png": b"x"}
+    for number, row in enumerate(rows, start=1):
+        members[f"{number}.png"] = b"x"
+        members |= {} if row is None else {f"{number}.npy": npy(row if flat else [row], np.float32)}
+    tar(folder / "0.tar", members)
+    expected = [None if row is None else tuple(n for n, one in enumerate(row) if one) for row in [None, *rows]]
+    for _ in range(2):
+        index._indexes.clear()
+        assert [pair.labels for pair in read_images(folder)] == expected
+
+
+def test_an_index_whose_labels_do_not_hold_together_is_not_used(tmp_path: Path, picture: Callable[..., bytes]):
+    shard = tar(
+        tmp_path / "0.tar", {"a.png": picture(), "a.npy": npy([0, 1, 1]), "b.png": picture(), "b.npy": npy([1])}
+    )
+    read_images(shard)
+    found = index._load(index.index_file(shard))
+    assert found is not None and index._is_sound(found)
+    sets, ends = found.arrays["label_sets"], found.arrays["set_ends"]
+    for wrong in (
+        {"label_sets": sets[[1, 0, 2]]},
+        {"label_sets": sets - 1},
+        {"label_sets": sets + 2**20},
+        {"label_sets": sets.astype(float)},
+        {"label_sets": sets[:-1]},
+        {"set_ends": ends[:-1]},
+        {"set_ends": ends - 3},
+        {"set_ends": ends[::-1].copy()},
+    ):
+        changed = index.Index(found.sha256, found.size, {}, {}, found.arrays | wrong)
+        assert not index._is_sound(changed), wrong
+    without = {name: array for name, array in found.arrays.items() if name != "set_ends"}
+    with pytest.raises(KeyError):
+        index._is_sound(index.Index(found.sha256, found.size, {}, {}, without))

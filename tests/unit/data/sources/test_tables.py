@@ -10,12 +10,15 @@ import pytest
 from limner.data import pairs
 from limner.data.pairs import NOT_THERE
 from limner.data.sources import arrow
+from limner.data.sources import index as module_index
 from limner.data.sources import tables as module
+from limner.data.sources.arrow import BROKEN_FEATURES
 from limner.data.sources.beside import FOLDER_LINK, HEIC, OTHER_LIST, OTHER_TABLE, OTHER_TAR
 from limner.data.sources.beside import IMAGE as UNLISTED
+from limner.data.sources.index import SOME_NAMED
 from limner.data.sources.kept import Kept
 from limner.data.sources.read import read_images, read_pairs
-from limner.data.sources.tables import are_tables
+from limner.data.sources.tables import OUTSIDE, SEVERAL_CLASS_LABELS, are_tables
 from limner.errors import DataError, MissingExtra
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -481,3 +484,131 @@ def test_labels_of_a_table_are_numbers_or_noted(tmp_path: Path, pictures: list[b
     source = read_pairs(tmp_path / "x.parquet")
     assert [pair.label for pair in source] == expected
     assert source.noted.total() == 2 * (labels[0] is True)
+
+
+# --- classes with names ----------------------------------------------------------------------------------------------
+
+
+def class_labels(table: pa.Table, **names: object) -> pa.Table:
+    """The table with what datasets writes about columns that are ClassLabels."""
+    features = {column: {"names": said, "_type": "ClassLabel"} for column, said in names.items()}
+    return with_metadata(table, json.dumps({"info": {"features": {"image": {"_type": "Image"}, **features}}}))
+
+
+def with_metadata(table: pa.Table, said: str | bytes) -> pa.Table:
+    return table.replace_schema_metadata({"huggingface": said})
+
+
+def labelled(pictures: list[bytes], labels: object = (1, 0, 1), column: str = "label") -> pa.Table:
+    return pa.table({"image": images(pictures[:3]), "text": list("abc"), column: labels})
+
+
+@pytest.mark.parametrize("column", ["label", "species", "Fine_Label", "id"])
+def test_the_names_of_a_class_label_are_the_classes_in_their_order(tmp_path: Path, pictures: list[bytes], column: str):
+    names = ["dog", "cat", "dog"]
+    table = class_labels(labelled(pictures, [2, 0, 1], column), **{column: names})
+    pq.write_table(table, tmp_path / "x.parquet")
+    save(tmp_path / "saved", table)
+    for path in (tmp_path / "x.parquet", tmp_path / "saved"):
+        for _ in range(2):
+            module_index._indexes.clear()
+            source = read_pairs(path)
+            assert source.classes == ("dog", "cat", "dog") and not source.noted
+            assert [pair.label for pair in source] == [2, 0, 1]
+
+
+def test_a_label_without_a_name_is_noted(tmp_path: Path, pictures: list[bytes]):
+    pq.write_table(class_labels(labelled(pictures, [1, 2, -1]), label=["a", "b"]), tmp_path / "x.parquet")
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.label for pair in source] == [1, None, None] and source.classes == ("a", "b")
+    assert source.noted == {OUTSIDE: 1, "label below 0 (no class)": 1}
+
+
+def test_of_several_class_labels_the_one_that_is_named_label_counts(tmp_path: Path, pictures: list[bytes]):
+    table = labelled(pictures, [1, 0, 1], "fine_label").append_column("coarse_label", pa.array([0, 0, 0]))
+    names = {"fine_label": ["a", "b"], "coarse_label": ["c"]}
+    pq.write_table(class_labels(table, **names), tmp_path / "x.parquet")
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.label for pair in source] == [None] * 3 and source.classes == ()
+    assert source.noted == {SEVERAL_CLASS_LABELS: 1}
+    table = table.append_column("label", pa.array([1, 1, 0]))
+    pq.write_table(class_labels(table, **names, label=["e", "f"]), tmp_path / "x.parquet")
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.label for pair in source] == [1, 1, 0] and source.classes == ("e", "f") and not source.noted
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"{broken",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b"7",
+        b'{"info": null}',
+        b'{"info": {"features": null}}',
+        b'{"info": {"features": [1]}}',
+        b"[" * 100_000,
+        *(
+            json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", **names}}}}).encode()
+            for names in (
+                {},
+                *({"names": said} for said in (None, 3, [], "ab", ["a", 1], {"0": "a", "1": "b"}, ["\ud800"])),
+            )
+        ),
+    ],
+)
+def test_names_that_cannot_be_read_are_noted_and_labels_stay_numbers(
+    tmp_path: Path, pictures: list[bytes], said: bytes
+):
+    pq.write_table(with_metadata(labelled(pictures), said), tmp_path / "x.parquet")
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.label for pair in source] == [1, 0, 1] and source.classes == ()
+    assert source.noted == {BROKEN_FEATURES: 1}
+
+
+def test_names_without_end_are_not_read(tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arrow, "MAX_FEATURES_BYTES", 1000)
+    pq.write_table(class_labels(labelled(pictures), label=["a" * 500, "b" * 500]), tmp_path / "x.parquet")
+    assert read_pairs(tmp_path / "x.parquet").noted == {BROKEN_FEATURES: 1}
+
+
+@pytest.mark.parametrize("feature", [{"_type": "Value"}, [{"_type": "ClassLabel"}], None, "ClassLabel"])
+def test_other_features_are_no_class_labels(tmp_path: Path, pictures: list[bytes], feature: object):
+    said = json.dumps({"info": {"features": {"label": feature}}})
+    pq.write_table(with_metadata(labelled(pictures), said), tmp_path / "x.parquet")
+    source = read_pairs(tmp_path / "x.parquet")
+    assert [pair.label for pair in source] == [1, 0, 1] and source.classes == () and not source.noted
+
+
+def test_a_class_label_of_texts_is_none(tmp_path: Path, pictures: list[bytes]):
+    pq.write_table(class_labels(labelled(pictures, list("aba")), label=["a", "b"]), tmp_path / "x.parquet")
+    assert read_pairs(tmp_path / "x.parquet").classes == ()
+
+
+def test_tables_with_other_names_are_merged_by_name(tmp_path: Path, pictures: list[bytes]):
+    for number, names in enumerate((["b", "a"], ["c", "b"])):
+        pq.write_table(class_labels(labelled(pictures), label=names), tmp_path / f"{number}.parquet")
+    source = read_pairs(tmp_path)
+    assert source.classes == ("a", "b", "c") and [pair.label for pair in source] == [0, 1, 0, 1, 2, 1]
+    pq.write_table(labelled(pictures), tmp_path / "2.parquet")
+    source = read_pairs(tmp_path)
+    assert source.classes == () and [pair.label for pair in source] == [1, 0, 1] * 3
+    assert source.noted == {SOME_NAMED: 3}
+
+
+def test_a_list_with_a_class_label(folder_of_pairs: Path):
+    rows = pa.table({"path": [f"{n:02d}.png" for n in range(5)], "text": list("abcde"), "kind": [1, 0, 2, -1, None]})
+    pq.write_table(class_labels(rows, kind=["z", "a"]), folder_of_pairs / "list.parquet")
+    source = read_pairs(folder_of_pairs / "list.parquet")
+    assert source.classes == ("z", "a") and [pair.label for pair in source] == [1, 0, None, None, None]
+    assert source.noted == {OUTSIDE: 1, "label below 0 (no class)": 1}
+
+
+def test_a_mixture_keeps_the_order_of_equal_class_labels(tmp_path: Path, pictures: list[bytes]):
+    for name, names in (("a", ["z", "a"]), ("b", ["z", "a"]), ("c", ["a", "b"])):
+        pq.write_table(class_labels(labelled(pictures), label=names), tmp_path / f"{name}.parquet")
+    same = read_pairs(f"{tmp_path}/a.parquet::{tmp_path}/b.parquet")
+    assert same.classes == ("z", "a") and [pair.label for pair in same] == [1, 0, 1] * 2
+    other = read_pairs(f"{tmp_path}/a.parquet::{tmp_path}/c.parquet")
+    assert other.classes == ("a", "b", "z") and [pair.label for pair in other] == [0, 2, 0, 1, 0, 1]
