@@ -20,7 +20,7 @@ ORDER = {
     "objectives": "ranks chunks objective contrastive sigmoid table",
     "training": "watch world log half_adamw optimizer checkpoint measure guard step prepare loop",
     "evaluation": "intervals metrics probe estimator classified zero_shot retrieval registry classes tasks results "
-    "prompts suite compare",
+    "prompts suite compare explain",
     "use": "classify search mteb",
     "report": "html check run",
     "demo": "pairs tour",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from limner.cli.data import data_bench, data_check, data_demo, data_shard, data_show, data_stats, tokenizer_train
-from limner.cli.eval import compare, evaluate, prompts, tasks
+from limner.cli.eval import compare, evaluate, explain, prompts, tasks
 from limner.cli.model import convert, doctor, models
 from limner.cli.show import from_flags, summary
 from limner.cli.train import demo, report, resume, train, train_by_recipe
@@ -37,6 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval tasks": tasks,
     "eval prompts": prompts,
     "eval compare": compare,
+    "eval explain": explain,
     "classify": classify,
     "search": search,
     "report": report,

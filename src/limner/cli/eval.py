@@ -244,3 +244,30 @@ def compare(first: Path, second: Path, /, *, json: bool = False) -> None:
             for one in found
         ],
     )
+
+
+def explain(first: Path, second: Path, /, *, task: str | None = None, json: bool = False) -> None:
+    """Find out why two zero-shot accuracies differ: limner eval explain A B.
+
+    A and B are runs, folders that limner eval --out wrote, or JSON files such as {"value": 0.55, "interpolation":
+    "bilinear"} for a result of another tool. Such a file may say model, data, class_names (in the order of the labels,
+    or by id), templates, interpolation (bicubic, bilinear, nearest), ties (first, last, wrong), mean, std, precision;
+    what it does not say is as in A. Everything in which they differ is measured again.
+
+    Args:
+        first: one result.
+        second: the other.
+        task: of several results, those of this task.
+        json: print JSON.
+    """
+    from limner.evaluation.explain import explain as explanation
+
+    found = explanation(first, second, task=task)
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [("first", f"{found.first:.1%}", f"measured again: {found.measured_first:.1%}")]
+    rows += [(cause, f"{worth:+.2%}", "") for cause, worth in found.causes.items()]
+    rows += [("unexplained", f"{found.unexplained:+.2%}", "")]
+    rows += [("second", f"{found.second:.1%}", f"measured again: {found.measured_second:.1%}")]
+    print_table(("what", "top-1", ""), rows)

@@ -41,6 +41,11 @@ class Evaluation:
     trained_on: bool = False
     """The run was trained on them, or on pairs at the same place: a measure of memory."""
     rows: list[Row]
+    model: str = ""
+    """Where the model is."""
+    precision: str = "fp32"
+    """What the encoders computed in."""
+    class_ids: list[str] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
@@ -58,6 +63,7 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     return replace(
         first,
         rows=[row for one in evaluations for row in one.rows],
+        class_ids=next((one.class_ids for one in evaluations if one.class_ids), []),
         class_names=next((one.class_names for one in evaluations if one.class_names), []),
         templates=next((one.templates for one in evaluations if one.templates), []),
         predictions=[prediction for one in evaluations for prediction in one.predictions],

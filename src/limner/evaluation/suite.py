@@ -58,6 +58,8 @@ class How:
     """The folder for the features of images, and classifiers."""
     group: Any = None
     """The process group whose ranks share the pictures."""
+    model: str = ""
+    """Where the model is, for whoever measures it again."""
 
 
 ALL = How()
@@ -145,6 +147,9 @@ class Bench:
             task=task.name,
             data=task.place,
             rows=[replace(row, seconds=seconds) for row in found.rows],
+            model=self.how.model,
+            precision="bf16" if self.model.image.dtype == torch.bfloat16 else "fp32",
+            class_ids=list(task.classes.ids) if is_named else [],
             class_names=task.classes.class_names if is_named else [],
             templates=list(task.templates) if protocol == "zero-shot" else [],
             predictions=found.predictions,
@@ -389,7 +394,7 @@ def evaluate_run(
             then="Give them with --data PATH, or with --suite NAME --root FOLDER.",
         )
     model, failed, evaluations = load(path, device=device, precision=precision), list[LimnerError](), list[Evaluation]()
-    fetch_train = "linear-probe" in how.protocols
+    how, fetch_train = replace(how, model=str(Path(path).absolute())), "linear-probe" in how.protocols
     opening: list[Callable[[], Task]] = [lambda one=one: _opened(one, root, fetch_train) for one in data]
     opening = opening or [lambda: task_of(own_task(run))]
     is_first_rank = how.group is None or dist.get_rank(how.group) == 0
