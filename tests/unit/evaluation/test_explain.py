@@ -60,7 +60,7 @@ def swapped(names: list[str], *pairs: tuple[int, int]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits of the run's test set at three times their size with noise, so that it matters how they are resized."""
+    """The digits of the run, at three times their size and with noise, so that it matters how they are resized."""
     folder, rng = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
     task = read_task(digits_run.parent.parent / "data/digits/test")
     for number, (pair, label) in enumerate(zip(task.test.source, task.test.labels, strict=True)):
@@ -76,7 +76,7 @@ def data(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_planted_causes_are_named_with_their_shares(digits_run: Path, data: Path, tmp_path: Path):
     """Ten of ten, alone and together, within 0.3 point of what a plain computation gives."""
-    evaluate_run(digits_run, data, out=tmp_path / "first")
+    evaluate_run(digits_run / "model", data, out=tmp_path / "first")
     model, names = load(digits_run).eval(), read_task(data).classes.class_names
     planted = {
         "class order": {"class_names": swapped(names, (3, 8))},
