@@ -11,8 +11,24 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 15.0
 
 
+_is_quiet = False
+
+
+@contextmanager
+def quiet(unless: bool = False) -> Iterator[None]:
+    """While it lasts nothing is said and no bar is shown, `unless` that is true: of ranks, the first one speaks."""
+    global _is_quiet
+    before, _is_quiet = _is_quiet, _is_quiet or not unless
+    try:
+        yield
+    finally:
+        _is_quiet = before
+
+
 def say(text: str) -> None:
     """One line for people, or a few. Words that nobody can take end no work: a closed pipe, a full disk."""
+    if _is_quiet:
+        return
     with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
         print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)
 
@@ -42,7 +58,7 @@ def silent() -> Iterator[Advance]:
 @contextmanager
 def progress(title: str, total: int, *, start: int = 0) -> Iterator[Advance]:
     """A bar of `total` steps, `start` of them done before."""
-    if not sys.stderr.isatty():
+    if _is_quiet or not sys.stderr.isatty():
         yield _lines(title, total)
         return
     # imported here so that the command line's --help does not wait for it

@@ -12,7 +12,7 @@ ORDER = {
         "version errors seeds progress files architecture config recipes run data model store embed curate objectives "
         "evaluation training use report demo cli __main__"
     ),
-    "data": "order remote pairs bare whole decode tokenizer sources reading loader write show bench",
+    "data": "order remote pairs bare whole decode tokenizer sources reading loader write made show bench",
     "data/sources": "kept tar arrow index beside lists folders shards tables read",
     "model": "transformer vit resnet text inputs clip size",
     "store": "tensors unpack pickles hub convert foreign golden store doctor onnx",

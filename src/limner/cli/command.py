@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from limner.cli.data import data_bench, data_check, data_demo, data_shard, data_show, data_stats, tokenizer_train
+from limner.cli.data import (
+    data_bench,
+    data_check,
+    data_demo,
+    data_frames,
+    data_render,
+    data_shard,
+    data_show,
+    data_stats,
+    tokenizer_train,
+)
 from limner.cli.eval import compare, evaluate, explain, prompts, tasks
 from limner.cli.model import convert, doctor, models
 from limner.cli.show import from_flags, summary
@@ -30,6 +40,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "data show": data_show,
     "data bench": data_bench,
     "data shard": data_shard,
+    "data frames": data_frames,
+    "data render": data_render,
     "tokenizer train": tokenizer_train,
     "train": train,
     "resume": resume,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from limner.cli.show import print_json, print_table, print_values, shortened
-from limner.errors import StorageError, TrainingError, require
+from limner.errors import StorageError, TrainingError, require, whole_from_one
 from limner.progress import say
 
 
@@ -222,3 +222,43 @@ def tokenizer_train(data: str, /, *, out: Path, vocab_size: int = 4096, json: bo
     if json:
         facts = {"tokens": tokenizer.vocab_size, "pairs": len(pairs), "data": pairs.fingerprint}
         print_json({"written": str(out), **facts, "skipped": dict(pairs.skipped)})
+
+
+def data_frames(videos: Path, /, *, out: Path, count: int = 1, json: bool = False) -> None:
+    """Take the middle frame of each video, as the paper did.
+
+    limner data frames VIDEOS --out FOLDER. Folders of classes stay what they are.
+
+    Args:
+        videos: a folder of videos, in folders of their classes.
+        out: the folder to write pictures to.
+        count: frames of each video, in the middle of so many equal parts.
+        json: print JSON.
+    """
+    from limner.data.made import frames
+
+    whole_from_one(count, "--count")
+    read = frames(videos, out, count=count)
+    if json:
+        print_json({"videos": read, "out": str(out)})
+    else:
+        say(f"Frames of {read:,} videos are in {out}.")
+
+
+def data_render(sentences: Path, /, *, out: Path, json: bool = False) -> None:
+    """Write sentences as pictures, in black on white.
+
+    limner data render SENTENCES --out FOLDER. So Rendered SST2 was made; each label becomes a folder.
+
+    Args:
+        sentences: a csv or tsv with a column of sentences and one of labels.
+        out: the folder to write pictures to.
+        json: print JSON.
+    """
+    from limner.data.made import render
+
+    written = render(sentences, out)
+    if json:
+        print_json({"pictures": written, "out": str(out)})
+    else:
+        say(f"{written:,} pictures are in {out}.")

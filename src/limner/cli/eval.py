@@ -9,7 +9,7 @@ from typing import Literal
 
 from limner.cli.show import print_json, print_table
 from limner.errors import require
-from limner.progress import say
+from limner.progress import quiet, say
 
 Precision = Literal["fp32", "bf16"]
 RANKS_SECONDS = 600
@@ -33,10 +33,11 @@ def evaluate(
     features: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Measure a run or a model: zero-shot accuracy, linear probe, retrieval, with intervals.
+    """Measure a run or a model: zero-shot, linear probe, retrieval.
 
     Zero-shot accuracy is measured where pictures have labels, a linear probe where training pictures with labels lie
-    beside them (train/ and test/ in one folder), recall both ways where they have captions.
+    beside them (train/ and test/ in one folder), recall both ways where they have captions. Each number comes with an
+    interval.
 
     Args:
         model: a run, measured on its own test set, or a model directory.
@@ -58,13 +59,15 @@ def evaluate(
     from limner.training.world import world
 
     asked = bool(suite or only)
-    require(asked == (root is not None), "--root", "come with --suite or --only, and they with it", "one alone", "")
+    require(
+        asked == (root is not None), "--root", "come with --suite or --only, and they with it", "one alone", "Add it."
+    )
     require(not (asked and data), "--data", "not come with --suite or --only", "both", "Measure one after the other.")
     entries = tasks_of(suite, only) if asked else []
     if root is not None and not only:
         entries = present(entries, root)
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    with world(RANKS_SECONDS) if many else nullcontext() as ranks:
+    with world(RANKS_SECONDS) if many else nullcontext() as ranks, quiet(unless=ranks is None or ranks.rank == 0):
         how = How(
             protocols=do,
             prompts=prompts,
@@ -78,7 +81,7 @@ def evaluate(
             how,
             root=root,
             out=out,
-            device=device,
+            device=str(ranks.device) if ranks is not None and device == "auto" else device,
             precision=precision,
         )
         if ranks is None or ranks.rank == 0:
@@ -115,7 +118,7 @@ def tasks(
     model: str | None = None,
     json: bool = False,
 ) -> None:
-    """List the tasks that the paper measures its models on, and which of them are in a folder.
+    """List the tasks of the paper, and which of them are in a folder.
 
     Args:
         suite: those of a suite: paper, probe27, zero-shot, retrieval, shifts, ocr, action or geo.
@@ -140,7 +143,13 @@ def tasks(
         return "" if value is None else f"{value:,}"
 
     chosen = model or BEST
-    require(any(chosen in entry.zero_shot for entry in entries), "--model", "be one of the paper's", chosen, "")
+    require(
+        any(chosen in entry.zero_shot for entry in entries),
+        "--model",
+        "be one of the paper's",
+        chosen,
+        "For example: --model ViT-B/32.",
+    )
     header = ["task", "suites", "kind", "metric", "classes", "pictures", "public copy", "zero-shot", "probe"]
     rows = []
     for entry in entries:
@@ -172,9 +181,10 @@ def prompts(
     features: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Choose the templates that name your pictures best: limner eval prompts MODEL TRAIN --out prompts.json.
+    """Choose the templates that name your pictures best.
 
-    They are chosen on one half of the pictures, and measured on the other.
+    limner eval prompts MODEL DATA --out prompts.json. They are chosen on one half of the pictures, and measured on
+    the other.
 
     Args:
         model: a run or a model directory.
@@ -211,7 +221,7 @@ def prompts(
 
 
 def compare(first: Path, second: Path, /, *, json: bool = False) -> None:
-    """Compare two models on the same pictures: limner eval compare RESULTS_A RESULTS_B.
+    """Compare two models on the same pictures: limner eval compare A B.
 
     Each is a run, or a folder that limner eval --out wrote. Accuracies and recalls are compared by McNemar's test, the
     mean over classes by a paired bootstrap; over several tasks chances are corrected by Holm's rule.

@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from limner.data.order import Order, uniform
-from limner.data.remote import local
+from limner.data.remote import content_of, is_address, local
 from limner.errors import DataError
 from limner.files import LFS_POINTER
 
@@ -30,6 +30,7 @@ IMAGE_ENDINGS = (
     *(".tif", ".tiff", ".ppm"),
 )
 MAX_IMAGE_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 2**20
 EMPTY, TOO_LARGE = "empty picture file", f"picture file over {MAX_IMAGE_BYTES >> 20} MiB"
 NOT_THERE = "picture file missing, or outside of the list's folder"
 MAX_CAPTION, MAX_CAPTIONS = 10_000, 1000
@@ -502,11 +503,14 @@ def lines_of(file: Path) -> list[str]:
 
     Raises `DataError` for another encoding.
     """
-    content = file.read_bytes()
+    return _lines_in(file.read_bytes(), str(file))
+
+
+def _lines_in(content: bytes, name: str) -> list[str]:
     try:
         text = content.decode(encoding_of(content)).removeprefix("\ufeff").rstrip()
     except UnicodeDecodeError as error:
-        raise DataError(f"The file {file}", must="be text in UTF-8", got=error, then="Save it as UTF-8.") from error
+        raise DataError(f"The file {name}", must="be text in UTF-8", got=error, then="Save it as UTF-8.") from error
     return LINE_END.split(text) if text else []
 
 
@@ -514,7 +518,10 @@ def lines_beside(path: Path | str, name: str) -> list[str]:
     """The lines of the text file `name` that lies beside the data at `path`, or in the folder around it; none if there
     is no such file. Raises `DataError` if several sources, a::b, have other ones.
     """
-    found = [_lines_beside(Path(one), name) for one in str(path).split("::")]
+    found = [
+        _lines_beside_address(one, name) if is_address(one) else _lines_beside(Path(one), name)
+        for one in str(path).split("::")
+    ]
     if any(lines != found[0] for lines in found):
         raise DataError(
             f"The {name} of {path}",
@@ -551,6 +558,16 @@ def csv_beside(path: Path | str, name: str) -> list[tuple[str, ...]]:
             )
         rows[cells[0]] = tuple(cells)
     return list(rows.values())
+
+
+def _lines_beside_address(address: str, name: str) -> list[str]:
+    folder = address.rstrip("/")
+    folder = folder.rpartition("/")[0] if folder.endswith((".tar", "}")) else folder
+    contents = (
+        content_of(f"{one}/{name}", MAX_TEXT_BYTES) for one in (folder, folder.rpartition("/")[0]) if "://" in one
+    )
+    content = next((one for one in contents if one is not None), b"")
+    return _lines_in(content, f"{folder}/{name}")
 
 
 def _lines_beside(path: Path, name: str) -> list[str]:

@@ -88,7 +88,7 @@ def _by_place(folder: Path) -> dict[tuple[str, str, str], tuple[Evaluation, Outc
             f"The folder {folder}",
             must="hold results",
             got="none",
-            then="limner eval MODEL --data DATA --out FOLDER writes them.",
+            then="Write them: limner eval MODEL --data DATA --out FOLDER.",
         )
     found = dict[tuple[str, str, str], tuple[Evaluation, Outcome]]()
     for evaluation in evaluations:

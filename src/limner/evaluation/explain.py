@@ -176,7 +176,7 @@ def read_result(path: Path, task: str | None, *, like: Result | None = None) -> 
                 f"The results {path}",
                 must="hold one zero-shot accuracy" + (f" of {task}" if task else ""),
                 got=", ".join(sorted({one.task for one in found})) or "none",
-                then="Name it with --task." if found else "limner eval MODEL --data DATA --out FOLDER writes one.",
+                then="Name it with --task." if found else "Write one: limner eval MODEL --data DATA --out FOLDER.",
             )
         return _result_of(found[0], str(run.model) if run.is_finished else "")
     told = read_json(path)

@@ -25,6 +25,7 @@ from limner.embed import BATCH, Embedded, embed_images, measuring
 from limner.errors import ConfigError, DataError, LimnerError, ModelError, StorageError
 from limner.evaluation.classes import say_counts
 from limner.evaluation.classified import METRICS, class_rows, multi_label_rows, right_classes
+from limner.evaluation.intervals import CLOPPER_PEARSON, clopper_pearson
 from limner.evaluation.metrics import Outcome, Row, calibration
 from limner.evaluation.probe import held_out, probe
 from limner.evaluation.prompts import with_prompts
@@ -146,7 +147,7 @@ class Bench:
         return Evaluation(
             task=task.name,
             data=task.place,
-            rows=[replace(row, seconds=seconds) for row in found.rows],
+            rows=[replace(row, seconds=seconds, **self._interval(row)) for row in found.rows],
             model=self.how.model,
             precision="bf16" if self.model.image.dtype == torch.bfloat16 else "fp32",
             class_ids=list(task.classes.ids) if is_named else [],
@@ -157,6 +158,13 @@ class Bench:
             reliability=found.reliability,
             skipped=dict(+skipped),
         )
+
+    def _interval(self, row: Row) -> dict[str, Any]:
+        """Of an accuracy on one of the paper's tasks the interval that the paper compares by."""
+        if self.task.entry is None or not row.metric.endswith(".top1"):
+            return {}
+        low, high = clopper_pearson(round(row.value * row.count), row.count)
+        return {"low": low, "high": high, "interval": CLOPPER_PEARSON}
 
 
 # --- protocols -------------------------------------------------------------------------------------------------------
@@ -437,7 +445,7 @@ def present(entries: Sequence[Entry], root: Path) -> list[Entry]:
             f"The folder {root}",
             must="hold a folder for each task",
             got=f"none of {', '.join(missing[:8])}" + (", ..." if len(missing) > 8 else ""),
-            then=f"limner eval tasks --root {root} says where their public copies are.",
+            then=f"See where their public copies are: limner eval tasks --root {root}",
         )
     if missing:
         say(f"Not in {root}, and not measured: {', '.join(missing)}.")
@@ -468,7 +476,7 @@ def _opened(one: str | Path | Entry, root: Path | None, fetch_train: bool) -> Ta
             f"The task {one.name}",
             must=f"have a folder in {root}",
             got="none",
-            then=f"limner eval tasks --root {root} says what is there and where its public copy is.",
+            then=f"See what is there: limner eval tasks --root {root}",
         )
     task = read_task(place, name=one.name, entry=one)
     require_fit(task, one)

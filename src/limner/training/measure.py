@@ -12,6 +12,7 @@ from limner.evaluation.metrics import Row, describe_row
 from limner.evaluation.suite import How, evaluate_task
 from limner.evaluation.tasks import Task, read_task, task_of
 from limner.model.clip import CLIP
+from limner.progress import quiet
 from limner.store.store import filled
 from limner.training.checkpoint import gathered
 from limner.training.world import World
@@ -39,7 +40,8 @@ def measure(model: CLIP, task: Task, world: World) -> list[Row]:
     cut = model.tokenizer.cut if model.tokenizer else 0
     whole = _whole(model, world)
     try:
-        evaluation = evaluate_task(whole, task, How(group=world.group))
+        with quiet(unless=world.rank == 0):
+            evaluation = evaluate_task(whole, task, How(group=world.group))
     except LimnerError as error:
         world.say(f"Not measured on the way: {error}")
         return []

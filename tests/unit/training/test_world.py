@@ -76,10 +76,10 @@ def test_every_gradient_is_that_of_one_process(number: int, tmp_path: Path, requ
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
-def torchrun(*args: str, ranks: int = 2, restarts: int = 0) -> list[str]:
+def torchrun(*args: str, ranks: int = 2, restarts: int = 0, verb: str = "train") -> list[str]:
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
-        *("--max-restarts", str(restarts), "--master-port", str(free_port()), "-m", "limner", "train", *args),
+        *("--max-restarts", str(restarts), "--master-port", str(free_port()), "-m", "limner", verb, *args),
     ]
 
 
@@ -114,6 +114,28 @@ def test_a_run_on_two_ranks_ends_with_the_weights_of_one(digits: list[str], tmp_
     assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-4)
     (checkpoint,) = (tmp_path / "two" / "checkpoints").iterdir()
     assert checkpoint.is_dir() == (parallel == "fsdp")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_share_the_pictures_of_an_evaluation(digits: list[str], tmp_path: Path, parallel: str):
+    """On the way of a training on two ranks, and alone on two ranks: the rows of one process."""
+    settings = [*digits, "--train.epochs", "0.25", "--train.micro-batch", "64", "--evaluate-every", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    run = RunDirectory(tmp_path / "run")
+    command = torchrun(*settings, "--train.parallel", parallel, "--out", str(run.path))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("zero_shot.top1") == len({row["step"] for row in run.read_measured()}) > 1
+    last = [row for row in run.read_measured() if row["step"] == run.read_metrics()[-1]["step"]]
+    evaluated = [str(run.model), "--data", digits[digits.index("--test") + 1], "--json"]
+    rows = []
+    for command in ([sys.executable, "-m", "limner", "eval", *evaluated], torchrun(*evaluated, verb="eval")):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        rows.append([{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(done.stdout)])
+    assert rows[0] == rows[1] and len(rows[0]) >= 4
+    named = {row["metric"]: row["value"] for row in rows[0]}
+    assert {row["metric"]: row["value"] for row in last} == pytest.approx(named, abs=1e-6)
 
 
 def test_a_sharded_checkpoint_continues_on_another_number_of_ranks(digits: list[str], tmp_path: Path):

@@ -41,7 +41,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from limner.data.pairs import MAX_IMAGE_BYTES, NOT_THERE, Pair, Part, Prefixed, Source, merged
+from limner.data.pairs import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, NOT_THERE, Pair, Part, Prefixed, Source, merged
 from limner.data.remote import cache_folder, content_of, expect, local, name_of, size_of
 from limner.data.sources.kept import Kept
 from limner.errors import DataError, StorageError
@@ -51,7 +51,6 @@ from limner.progress import say, track
 FORMAT = "limner index 4"
 """What an index file calls itself; one of another format is made anew."""
 FOLDER = ".limner"
-MAX_TEXT_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
 TICK_SECONDS, COARSE_TICK_SECONDS = 0.02, 2.0
 """Time in which a file may change twice and look as if it had once; where times are in whole seconds, the second."""
