@@ -17,7 +17,7 @@ def test_the_paths_are_those_of_the_docstring(tmp_path: Path):
     named = {line.split()[0].removeprefix("RUN/").rstrip("/") for line in lines}
     paths = {
         *(run.config, run.data, run.manifest, run.tokenizer, run.metrics, run.tensorboard, run.checkpoints, run.model),
-        *(run.model_ema, run.evaluations, run.report),
+        *(run.model_ema, run.evaluations, run.measured, run.report),
     }
     assert {path.name for path in paths} | {"env.json"} == named
     assert all(path.parent == tmp_path for path in paths)

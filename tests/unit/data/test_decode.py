@@ -579,7 +579,7 @@ warnings.simplefilter("always")
 before = state()
 import limner
 for module in pkgutil.walk_packages(limner.__path__, "limner."):
-    if not module.name.endswith(("__main__", "estimator")):  # what scikit-learn changes when it is imported is its own
+    if not module.name.endswith(("__main__", "estimator", "mteb")):  # what these two import changes is its own
         __import__(module.name)
 from limner.data.decode import decode, to_rgb
 buffer = io.BytesIO()

@@ -10,7 +10,7 @@ import pytest
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row, describe_row
 from limner.evaluation.suite import evaluate_run
-from limner.evaluation.tasks import read_evaluations
+from limner.evaluation.results import read_evaluations
 from limner.files import write_json
 from limner.report.run import curve_names, write_report
 from limner.run import RunDirectory
@@ -29,7 +29,7 @@ def test_the_page_holds_curves_numbers_and_pictures(run: RunDirectory):
         assert part in page, part
     assert "http://" not in page and "https://" not in page, "self-contained"
     assert len(re.findall("data:image/webp;base64,", page)) > 60
-    (evaluation,) = read_evaluations(run)
+    (evaluation,) = read_evaluations(run.evaluations)
     value, interval = describe_row(evaluation.rows[0])
     assert f"<b>{value}</b>" in page and interval in page
 
@@ -63,12 +63,12 @@ def test_an_evaluation_of_before_rows_had_a_unit_is_read(run: RunDirectory):
     values = json.loads(file.read_text())
     values["rows"] = [{k: v for k, v in row.items() if k not in ("unit", "interval")} for row in values["rows"]]
     write_json(file, values)
-    (evaluation,) = read_evaluations(run)
+    (evaluation,) = read_evaluations(run.evaluations)
     assert evaluation.rows[0].unit == "share" and evaluation.rows[0].interval == "Wilson, 95 %"
     del values["rows"][0]["metric"]
     write_json(file, values)
     with pytest.raises(ConfigError, match="must hold an evaluation"):
-        read_evaluations(run)
+        read_evaluations(run.evaluations)
 
 
 def test_names_are_text_on_the_page(run: RunDirectory):
