@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from clip_benchmark.metrics.zeroshot_classification import accuracy as peer_accuracy
+from clip_benchmark.metrics import zeroshot_classification as peer
 from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
 from sklearn import metrics as sk
 
@@ -25,6 +26,9 @@ from limner.evaluation.suite import evaluate_task
 from limner.evaluation.tasks import read_task
 from limner.evaluation.zero_shot import ZeroShotClassifier
 
+# its accuracy makes a number of an array of one entry, which numpy 2.4 refuses
+peer.float = lambda value: float(np.asarray(value).item())  # type: ignore[attr-defined]
+
 
 def classification(model: limner.CLIP, data: str) -> dict[str, dict[str, float]]:
     """Accuracies of a labelled task."""
@@ -33,7 +37,7 @@ def classification(model: limner.CLIP, data: str) -> dict[str, dict[str, float]]
     embedded = embed_images(model, task.test.source)
     labels = torch.tensor([task.test.labels[index] for index in embedded.indices])
     scores = ZeroShotClassifier(model, task.classes.class_names, task.templates).scores(embedded.features)
-    top1, top5 = peer_accuracy(scores, labels, topk=(1, 5))
+    top1, top5 = peer.accuracy(scores, labels, topk=(1, 5))
     balanced = float(sk.balanced_accuracy_score(labels, scores.argmax(dim=1)))
     peers = {"zero_shot.top1": top1, "zero_shot.top5": top5, "zero_shot.mean_per_class": balanced}
     return {name: {"limner": ours[name], "clip_benchmark": value} for name, value in peers.items()}

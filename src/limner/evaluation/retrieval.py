@@ -17,6 +17,8 @@ from limner.model.clip import CLIP
 from limner.progress import say
 
 RECALLS = (1, 5, 10)
+SCORES = 2**22
+"""Similarities that are in memory at once."""
 
 
 def retrieval(
@@ -79,12 +81,12 @@ def _ranks_in_chunks(
     candidates: Float[Tensor, "candidates embed"],
     right: Sequence[set[int]],
 ) -> Int[Tensor, " queries"]:
-    """`ranks_of_right` of every query's `right` candidates, a thousand queries at a time."""
-    parts = []
-    for start in range(0, len(queries), 1024):
-        scores = queries[start : start + 1024] @ candidates.T
+    """`ranks_of_right` of every query's `right` candidates, so many queries at a time that their scores are few."""
+    parts, some = [], max(1, SCORES // len(candidates))
+    for start in range(0, len(queries), some):
+        scores = queries[start : start + some] @ candidates.T
         is_right = torch.zeros_like(scores, dtype=torch.bool)
-        for query, wanted in zip(is_right, right[start : start + 1024], strict=True):
+        for query, wanted in zip(is_right, right[start : start + some], strict=True):
             query[list(wanted)] = True
         parts.append(ranks_of_right(scores, is_right))
     return torch.cat(parts)
