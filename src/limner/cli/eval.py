@@ -190,18 +190,19 @@ def prompts(
         model: a run or a model directory.
         data: pictures with labels; of a folder with train/ in it, those.
         out: the file to write, for limner eval --prompts.
-        templates: a file of templates to choose from, one a line; without it, some forty general ones.
+        templates: a file of templates to choose from, one a line; without it, those beside the pictures and some forty
+            others.
         device: auto (a GPU where there is one, else the CPU), cpu, cuda, or one of several: cuda:1.
         precision: what the encoders compute in; bf16 is faster on a GPU and less exact.
         features: keep the features of the pictures in this folder, and take them from there the next time.
         json: print JSON.
     """
     from limner.data.pairs import lines_of
-    from limner.evaluation.prompts import TEMPLATES, choose_templates, write_choice
+    from limner.evaluation.prompts import choose_templates, write_choice
     from limner.evaluation.tasks import read_task
     from limner.store.store import load
 
-    given = TEMPLATES if templates is None else [line for line in lines_of(templates) if line.strip()]
+    given = [] if templates is None else [line for line in lines_of(templates) if line.strip()]
     task = read_task(data, fetch_train=True)
     choice = choose_templates(load(model, device=device, precision=precision), task, given, keep=features)
     write_choice(out, choice)
@@ -213,7 +214,7 @@ def prompts(
         [
             ("chosen", f"{choice.accuracy:.1%}", f"{choice.low:.1%} - {choice.high:.1%}", f"{choice.held_out:,}"),
             ("all", f"{choice.accuracy_of_all:.1%}", "", f"{choice.held_out:,}"),
-            ("limner's usual", f"{choice.accuracy_of_usual:.1%}", "", f"{choice.held_out:,}"),
+            ("usual", f"{choice.accuracy_of_usual:.1%}", "", f"{choice.held_out:,}"),
         ],
     )
     say(f"\nChosen by {choice.chosen_by:,} other pictures, and written to {out}:")

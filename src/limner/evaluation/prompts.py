@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from limner.config import DEFAULT_TEMPLATES
 from limner.data.pairs import lines_of
 from limner.data.tokenizer import clean
 from limner.embed import embed_images, embed_texts
@@ -141,16 +140,16 @@ class Choice:
     """Of the chosen templates, with its 95 % interval (Wilson)."""
     accuracy_of_all: float
     accuracy_of_usual: float
-    """Of all templates together, and of those that limner takes without being told."""
+    """Of all templates together, and of those that limner eval takes where none are given."""
 
 
-def choose_templates(
-    model: CLIP, task: Task, templates: Sequence[str] = TEMPLATES, *, keep: Path | None = None
-) -> Choice:
+def choose_templates(model: CLIP, task: Task, templates: Sequence[str] = (), *, keep: Path | None = None) -> Choice:
     """The templates, of `templates`, that together name the pictures of a task best; it is measured on its training
-    pictures if it has any. Raises `DataError` for a task without single labels, and `ConfigError` for templates without
-    a slot."""
-    split = task.train or task.test
+    pictures if it has any. Without templates it chooses from those beside the pictures and from `TEMPLATES`.
+
+    Raises `DataError` for a task without single labels, and `ConfigError` for templates without a slot.
+    """
+    split, templates = task.train or task.test, templates or (*task.templates, *TEMPLATES)
     require_names(list(task.classes.names) or [()], templates)
     embedded = embed_images(model, split.source, keep=keep)
     labels = [split.labels[index] for index in embedded.indices]
@@ -164,7 +163,7 @@ def choose_templates(
         )
     features, own = embedded.features[there], torch.tensor([labels[place] for place in there])
     is_held = torch.from_numpy(held_out(own.numpy(), HELD_OUT, seed=1))
-    every = list(dict.fromkeys([*templates, *DEFAULT_TEMPLATES]))
+    every = list(dict.fromkeys([*templates, *task.templates]))
     of_templates = torch.stack([_class_features(model, task, template) for template in every])
     scale = float(model.logit_scale)
 
@@ -184,7 +183,7 @@ def choose_templates(
         low=low,
         high=high,
         accuracy_of_all=value(wanted, is_held),
-        accuracy_of_usual=value([every.index(one) for one in DEFAULT_TEMPLATES], is_held),
+        accuracy_of_usual=value([every.index(one) for one in task.templates], is_held),
     )
 
 

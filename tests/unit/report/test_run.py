@@ -9,8 +9,8 @@ import pytest
 
 from limner.errors import ConfigError, DataError
 from limner.evaluation.metrics import Row, describe_row
-from limner.evaluation.suite import evaluate_run
 from limner.evaluation.results import read_evaluations
+from limner.evaluation.suite import evaluate_run
 from limner.files import write_json
 from limner.report.run import curve_names, write_report
 from limner.run import RunDirectory
