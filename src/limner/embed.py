@@ -12,23 +12,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from limner.data.pairs import Pair, Source, chosen
 from limner.data.reading import LATE, SLOW, UNREAD, Squares, Unread, caption_ids, centres, describe_unreadable
-from limner.errors import DataError, ModelError, StorageError
+from limner.errors import DataError, LimnerError, ModelError, StorageError
 from limner.model.clip import CLIP
 from limner.progress import say, track
 from limner.store.store import fingerprint_now
 from limner.store.tensors import read_tensors, write_tensors
 
+T = TypeVar("T")
 FORMAT = 2
 """Of kept features: those of another one are not looked at. It grows when pictures are decoded to other pixels, too."""
 BATCH, TEXTS = 256, 1024
@@ -67,7 +69,7 @@ def embed_images(
     kept = None if file is None else _kept(file, source)
     if kept is None and keep is not None and not hidden:  # what holds more will do
         kept = _kept(_file(model, source, keep, hidden=True), source)
-    if group is not None and not _all(group, kept is not None):  # a folder of kept features is not on every machine
+    if not all(together(group, lambda: kept is not None)):  # a folder of kept features is not on every machine
         kept = None
     if kept is not None:
         return kept
@@ -84,16 +86,25 @@ def embed_images(
     return found
 
 
-def _embedded(model: CLIP, source: Source, *, hidden: bool) -> Embedded:
+def _embedded(
+    model: CLIP, source: Source, *, hidden: bool, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Embedded:
     indices, contents, parts, unreadable = list[int](), list[int](), list[Tensor](), list[Unread]()
     given = list[Tensor]()
     with _inputs_of(model.image.projection, given) if hidden else nullcontext():
-        batches = _stream(model, source)
+        batches = _stream(model, source, resampling)
         for squares, features in track(batches, title="Encoding pictures", total=-(-len(source) // BATCH)):
             indices += squares.indices
             contents += squares.contents
             parts.append(features)
             unreadable += squares.unread
+    if hidden and sum(map(len, given)) != len(indices):
+        raise ModelError(
+            f"The projection of the image encoder {type(model.image).__name__}",
+            must="be called once for each picture",
+            got=f"{sum(map(len, given))} calls for {len(indices)}",
+            then="See ENCODERS in limner.model.clip.",
+        )
     return Embedded(
         source=source,
         indices=indices,
@@ -107,18 +118,38 @@ def _embedded(model: CLIP, source: Source, *, hidden: bool) -> Embedded:
 @contextmanager
 def _inputs_of(layer: nn.Module, into: list[Tensor]) -> Iterator[None]:
     """While it lasts, what `layer` is given goes `into` a list, as float32 on the CPU."""
-    hook = layer.register_forward_pre_hook(lambda _, inputs: into.append(inputs[0].detach().float().cpu().flatten(1)))
+    own = threading.get_ident()
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == own:  # others may measure the same model
+            into.append(inputs[0].detach().float().cpu().flatten(1))
+
+    hook = layer.register_forward_pre_hook(note)
     try:
         yield
     finally:
         hook.remove()
 
 
-def _all(group: Any, fact: bool) -> bool:
-    """Whether a fact holds on every rank."""
+def together(group: Any, do: Callable[[], T]) -> list[T]:
+    """What `do` gives on each rank of a process group; where it fails on one with a `LimnerError`, it fails on all, so
+    that no rank waits for another one that went on."""
+    if group is None:
+        return [do()]
+    try:
+        own: tuple[Any, LimnerError | None] = (do(), None)
+    except LimnerError as error:
+        own = (None, error)
     told: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(told, fact, group)
-    return all(told)
+    dist.all_gather_object(told, own, group)
+    if failed := [error for _, error in told if error is not None]:
+        raise own[1] or failed[0]
+    return [value for value, _ in told]
+
+
+def images_resized_by(model: CLIP, source: Source, resampling: Image.Resampling) -> Embedded:
+    """The features of images that are resized by another filter than limner's bicubic one."""
+    return _embedded(model, source, hidden=False, resampling=resampling)
 
 
 def _shared(model: CLIP, source: Source, hidden: bool, group: Any) -> Embedded:
@@ -130,19 +161,17 @@ def _shared(model: CLIP, source: Source, hidden: bool, group: Any) -> Embedded:
         chosen(part, (np.arange(len(part)) + start >= first) & (np.arange(len(part)) + start < last))
         for part, start in numbers
     )
-    own = _embedded(model, replace(source, parts=tuple(parts), shares=()), hidden=hidden)
-    told: list[Any] = [None] * size
-    dist.all_gather_object(told, ([first + i for i in own.indices], own.contents, own.unreadable, own.features), group)
-    indices, contents, unreadable, features = zip(*told, strict=True)
-    if hidden:
-        dist.all_gather_object(told, own.hidden, group)
+    stretch, nothing = replace(source, parts=tuple(parts), shares=()), replace(source, parts=(), shares=())
+    told = together(group, lambda: replace(_embedded(model, stretch, hidden=hidden), source=nothing))
+    starts = [len(source) * rank // size for rank in range(size)]
+    given = [one.hidden for one in told if one.hidden is not None]
     return Embedded(
         source=source,
-        indices=[index for part in indices for index in part],
-        features=torch.cat(features),
-        contents=[content for part in contents for content in part],
-        unreadable=[one for part in unreadable for one in part],
-        hidden=torch.cat(told) if hidden else None,
+        indices=[start + index for start, one in zip(starts, told, strict=True) for index in one.indices],
+        features=torch.cat([one.features for one in told]),
+        contents=[content for one in told for content in one.contents],
+        unreadable=[one for part in told for one in part.unreadable],
+        hidden=torch.cat(given) if hidden else None,
     )
 
 
@@ -154,8 +183,11 @@ def stream_images(
         yield squares.indices, features, squares.unread
 
 
-def _stream(model: CLIP, source: Source) -> Iterator[tuple[Squares, Float[Tensor, "batch embed"]]]:
-    with closing(centres(source, model.architecture.image_size, batch_size=BATCH)) as batches:
+def _stream(
+    model: CLIP, source: Source, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Iterator[tuple[Squares, Float[Tensor, "batch embed"]]]:
+    size = model.architecture.image_size
+    with closing(centres(source, size, batch_size=BATCH, resampling=resampling)) as batches:
         for squares in batches:
             with measuring(model):
                 features = model.encode_image(squares.pixels).cpu()
@@ -234,11 +266,11 @@ def _file(model: CLIP, source: Source, folder: Path, *, hidden: bool) -> Path:
     projection too."""
     now = fingerprint_now(model)
     precision = str(model.image.dtype).removeprefix("torch.")
-    told = f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{_stamp(source)[:16]}"
+    told = f"{now[:16]}-{precision}-{source.fingerprint[:16]}-{stamp_of(source)[:16]}"
     return folder / f"{told}-{FORMAT}{'-hidden' if hidden else ''}.safetensors"
 
 
-def _stamp(source: Source) -> str:
+def stamp_of(source: Source) -> str:
     """A sha256 over the times of loose files, whose fingerprint does not notice another image of the same size."""
     digest = hashlib.sha256()
     for part in source.parts:

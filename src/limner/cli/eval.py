@@ -13,7 +13,7 @@ from limner.progress import quiet, say
 
 Precision = Literal["fp32", "bf16"]
 RANKS_SECONDS = 600
-"""How long a rank may be silent."""
+"""How long one rank may stand still where others went on."""
 
 
 def evaluate(
@@ -64,8 +64,6 @@ def evaluate(
     )
     require(not (asked and data), "--data", "not come with --suite or --only", "both", "Measure one after the other.")
     entries = tasks_of(suite, only) if asked else []
-    if root is not None and not only:
-        entries = present(entries, root)
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     with world(RANKS_SECONDS) if many else nullcontext() as ranks, quiet(unless=ranks is None or ranks.rank == 0):
         how = How(
@@ -75,6 +73,8 @@ def evaluate(
             keep=features,
             group=None if ranks is None else ranks.group,
         )
+        if root is not None and not only:
+            entries = present(entries, root)
         evaluations, failed = evaluate_run(
             model,
             entries or data,
@@ -197,14 +197,14 @@ def prompts(
         features: keep the features of the pictures in this folder, and take them from there the next time.
         json: print JSON.
     """
-    from limner.data.pairs import lines_of
-    from limner.evaluation.prompts import choose_templates, write_choice
+    from limner.evaluation.prompts import choose_templates, read_prompts, write_choice
     from limner.evaluation.tasks import read_task
     from limner.store.store import load
 
-    given = [] if templates is None else [line for line in lines_of(templates) if line.strip()]
+    given = [] if templates is None else read_prompts(templates)
+    require(isinstance(given, list), "--templates", "be a file of templates", "sentences of classes", "Give a list.")
     task = read_task(data, fetch_train=True)
-    choice = choose_templates(load(model, device=device, precision=precision), task, given, keep=features)
+    choice = choose_templates(load(model, device=device, precision=precision), task, list(given), keep=features)
     write_choice(out, choice)
     if json:
         print_json(asdict(choice))

@@ -9,6 +9,7 @@ The paper sees the middle frame of a video, and reads sentences as pictures (Ren
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,18 +44,39 @@ def frames(videos: Path, out: Path, *, count: int = 1) -> int:
             got="none",
             then="Give the folder that holds the folders of the classes.",
         )
+    _require_new(out)
+    places = {file: [_place_of(out, file.relative_to(videos), number) for number in range(count)] for file in files}
+    twice = [place for place, times in Counter(one for some in places.values() for one in some).items() if times > 1]
+    if twice:
+        raise DataError(
+            f"The videos in {videos}",
+            must="have names of their own, whatever their endings",
+            got=f"several for {twice[0].name}",
+            then="Rename one.",
+        )
     read = 0
     for file in track(files, title="Taking frames", total=len(files)):
         try:
             found = list(_frames_of(file, count))
-        except (OSError, ValueError, _av().FFmpegError) as error:
+        except (OSError, ValueError, IndexError, _av().FFmpegError) as error:
             say(f"{file} cannot be read, and is left out: {error}")
             continue
-        for number, image in enumerate(found, start=1):
-            place = out / file.relative_to(videos).with_suffix("")
-            _save(image, place.with_name(place.name + ("" if number == 1 else f"-{number}") + ".png"))
+        for image, place in zip(found, places[file], strict=True):
+            _save(image, place)
         read += 1
     return read
+
+
+def _place_of(out: Path, video: Path, number: int) -> Path:
+    place = out / video.with_suffix("")
+    return place.with_name(place.name + (f"-{number + 1}" if number else "") + ".png")
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(
+            f"The folder {out}", must="be new, or empty", got="one with files in it", then="Choose another --out."
+        )
 
 
 def _av() -> Any:
@@ -89,15 +111,17 @@ def render(sentences: Path, out: Path) -> int:
     Raises `DataError` for a list without a column of sentences and one of labels, or with a row that has none.
     """
     rows = list(_rows_of(sentences))
+    _require_new(out)
     for number, (sentence, label) in enumerate(track(rows, title="Rendering sentences", total=len(rows))):
-        if not sentence.strip() or not label.strip() or Path(label).name != label:
+        label = label.strip()
+        if not sentence.strip() or not label or Path(label).name != label or label.startswith("."):
             raise DataError(
                 f"Row {number + 1} of {sentences}",
                 must="have a sentence and a label that can name a folder",
                 got=f"{sentence[:40]!r} and {label[:40]!r}",
                 then="Correct that row.",
             )
-        _save(rendered(sentence), out / label.strip() / f"{number:06d}.png")
+        _save(rendered(sentence), out / label / f"{number:06d}.png")
     return len(rows)
 
 
@@ -139,6 +163,13 @@ def rendered(sentence: str) -> Image.Image:
         left, top, right, bottom = drawn.multiline_textbbox((0, 0), text, font=font)
         if right - left <= width and bottom - top <= width:
             break
+    else:
+        raise DataError(
+            f"The sentence {sentence[:40]!r}...",
+            must=f"fit on {SIDE} x {SIDE} pixels",
+            got=f"{len(sentence):,} characters",
+            then="Shorten it.",
+        )
     drawn.multiline_text((MARGIN - left, MARGIN - top), text, fill="black", font=font)
     return image
 

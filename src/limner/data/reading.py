@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from limner.data.decode import Unreadable, centre_crop, decode, stack
@@ -338,7 +339,12 @@ class Squares(NamedTuple):
 
 
 def centres(
-    source: Source, image_size: int, *, batch_size: int = 256, workers: int | None = None
+    source: Source,
+    image_size: int,
+    *,
+    batch_size: int = 256,
+    workers: int | None = None,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Generator[Squares, None, None]:
     """The central squares of a source's images, `batch_size` images at a time, for everything that embeds.
 
@@ -347,7 +353,7 @@ def centres(
     """
 
     def square(pair: Pair, content: bytes, begun: Callable[[], None]) -> tuple[np.ndarray, int]:
-        pixels = decode(content, image_size, name=f"The picture {pair.key}", begun=begun)
+        pixels = decode(content, image_size, name=f"The picture {pair.key}", resampling=resampling, begun=begun)
         pixels = np.ascontiguousarray(centre_crop(pixels, image_size))  # a copy: a long strip does not wait whole
         return pixels, hash_of(pixels)
 

@@ -45,6 +45,11 @@ class Classes:
         """The first name of each."""
         return [names[0] for names in self.names]
 
+    @property
+    def has_several_names(self) -> bool:
+        """Whether some class is called in more than one way."""
+        return any(len(names) > 1 for names in self.names)
+
 
 NO_CLASSES = Classes((), ())
 

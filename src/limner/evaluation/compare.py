@@ -9,7 +9,7 @@ and recalls are compared by McNemar's test, the mean over classes by a bootstrap
 metric over several tasks are corrected by Holm's rule.
 """
 
-from collections.abc import Callable, Sequence
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +18,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from limner.errors import ConfigError, DataError
-from limner.evaluation.intervals import DRAWS, bootstrap, holm, mcnemar
+from limner.evaluation.intervals import NORMAL, bootstrap, holm, mcnemar
 from limner.evaluation.metrics import Outcome
 from limner.evaluation.results import Evaluation, read_evaluations
 from limner.progress import say
 from limner.run import RunDirectory
-from limner.seeds import seed_for
 
 MCNEMAR, PAIRED = "McNemar's exact test", "paired bootstrap"
 
@@ -107,8 +106,16 @@ def _by_place(folder: Path) -> dict[tuple[str, str, str], tuple[Evaluation, Outc
 
 def _differences(task: str, ours: tuple[Evaluation, Outcome], theirs: tuple[Evaluation, Outcome]) -> list[Difference]:
     (_, first), (_, second) = ours, theirs
-    keys = [key for key in first.keys if key in set(second.keys)]
-    if len(set(keys)) < len(keys):
+    known = set(second.keys)
+    keys = [key for key in first.keys if key in known]
+    if not keys:
+        raise DataError(
+            f"The trials of {task}",
+            must="be the same in both results",
+            got=f"none of {len(first.keys):,} {first.metric} in both",
+            then="Measure both models on the same data.",
+        )
+    if any(len(set(one.keys)) < len(one.keys) for one in (first, second)):
         raise DataError(
             f"The pictures of {task}", must="have keys of their own", got="some twice", then="Measure them anew."
         )
@@ -167,16 +174,14 @@ def _of_classes(task: str, metric: str, first: Tensor, second: Tensor, labels: T
         difference=values[1] - values[0],
         low=low,
         high=high,
-        chance=_crossing(change, len(labels)),
+        chance=_by_spread(values[1] - values[0], low, high),
         corrected=1.0,
         test=PAIRED,
         count=len(labels),
     )
 
 
-def _crossing(change: Callable[[Tensor], float], count: int) -> float:
-    """Twice the share of bootstrap samples in which the difference has the other sign, or none; never 0."""
-    generator = torch.Generator().manual_seed(seed_for("crossing", 0))
-    draws: Sequence[float] = [change(torch.randint(count, (count,), generator=generator)) for _ in range(DRAWS)]
-    below, above = (sum(sign * value <= 0 for value in draws) for sign in (1, -1))
-    return min(1.0, 2 * max(min(below, above), 1) / DRAWS)
+def _by_spread(difference: float, low: float, high: float) -> float:
+    """The chance of a difference as large or larger, of one that is spread normally over this 95 % interval."""
+    deviation = (high - low) / (2 * NORMAL)
+    return float(difference == 0) if deviation == 0 else math.erfc(abs(difference) / deviation / math.sqrt(2))

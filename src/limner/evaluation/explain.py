@@ -13,7 +13,7 @@ again is said as well: it is another model, other pictures, or something that is
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -21,16 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cattrs
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
 from limner.config import DEFAULT_TEMPLATES
-from limner.data.decode import centre_crop, opened, stack, to_rgb
-from limner.data.reading import Unread, read_each
-from limner.embed import BATCH, embed_images, measuring
+from limner.embed import images_resized_by
 from limner.errors import ConfigError, DataError
 from limner.evaluation.classified import ranks_of_labels
 from limner.evaluation.results import Evaluation, read_evaluations
@@ -57,9 +54,11 @@ class Conditions:
 
     data: str
     """Where the pictures are: the split."""
-    class_names: tuple[tuple[str, str], ...] = ()
-    """(id, name) of each class; a wrong order gives classes the names of others. Empty: as the data says."""
+    class_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(id, its names) of each class; a wrong order gives classes the names of others. Empty: as the data says."""
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    prompts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(id, its prompts) of each class, where they were given in place of templates."""
     interpolation: Interpolation = "bicubic"
     """How pictures are resized."""
     ties: Ties = "first"
@@ -72,19 +71,21 @@ class Conditions:
     def parts(self) -> dict[str, Any]:
         """The conditions by the names that people know them by."""
         told = {one.name: getattr(self, one.name) for one in fields(self)}
-        normalisation = told.pop("mean"), told.pop("std")
-        return {TITLES.get(name, name): value for name, value in told.items()} | {"normalisation": normalisation}
+        joined = {title: tuple(told.pop(name) for name in names) for title, names in JOINED.items()}
+        return {TITLES.get(name, name): value for name, value in told.items()} | joined
 
     def with_parts(self, parts: Mapping[str, Any]) -> "Conditions":
         """These conditions with others in place of some."""
         names = {title: name for name, title in TITLES.items()}
-        told = {names.get(title, title): value for title, value in parts.items() if title != "normalisation"}
-        if "normalisation" in parts:
-            told |= zip(("mean", "std"), parts["normalisation"], strict=True)
+        told = {names.get(title, title): value for title, value in parts.items() if title not in JOINED}
+        for title, several in JOINED.items():
+            told |= zip(several, parts.get(title, [getattr(self, one) for one in several]), strict=True)
         return replace(self, **told)
 
 
-TITLES = {"data": "split", "class_names": "class order", "templates": "template ensemble", "ties": "tie rule"}
+TITLES = {"data": "split", "class_names": "class order", "ties": "tie rule"}
+JOINED = {"normalisation": ("mean", "std"), "template ensemble": ("templates", "prompts")}
+"""What people call the conditions; some are one to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,8 @@ class Result:
     model: str
     value: float
     conditions: Conditions
+    fingerprints: tuple[str, str] = ("", "")
+    """Of the model and the data, where they are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,8 @@ def explain(first: Path, second: Path, *, task: str | None = None) -> Explanatio
     theirs = read_result(second, task, like=ours)
     before, after = ours.conditions.parts(), theirs.conditions.parts()
     differing = [name for name in before if before[name] != after[name]]
+    for result in (ours, theirs):
+        _say_changes(result)
     if ours.model != theirs.model:
         say(f"The models differ: {ours.model} and {theirs.model}. The conditions are measured with the first.")
     measure = Measure(ours.model)
@@ -148,6 +153,17 @@ def explain(first: Path, second: Path, *, task: str | None = None) -> Explanatio
         measured_second=measured[1],
         unexplained=difference - (measured[1] - measured[0]),
     )
+
+
+def _say_changes(result: Result) -> None:
+    """Say where the model or the pictures of a result are others now."""
+    model, data = result.fingerprints
+    if model and Path(result.model).is_dir() and result.conditions.precision == "fp32":
+        now = load(result.model).fingerprint
+        if now != model:
+            say(f"The model {result.model} is another one than the one that was measured.")
+    if data and read_task(result.conditions.data).test.source.fingerprint != data:
+        say(f"The pictures {result.conditions.data} are others than those that were measured.")
 
 
 def shapley(name: str, names: list[str], value: Callable[[frozenset[str]], float]) -> float:
@@ -211,9 +227,13 @@ def read_result(path: Path, task: str | None, *, like: Result | None = None) -> 
         )
     try:
         if names is not None:
-            about["class_names"] = tuple((str(one), str(name)) for one, name in names.items())
+            about["class_names"] = tuple(
+                (str(one), (name,) if isinstance(name, str) else tuple(map(str, name))) for one, name in names.items()
+            )
         whole = {one.name: getattr(base, one.name) for one in fields(Conditions)} | about
         conditions = cattrs.structure(whole, Conditions)
+        if any(len(values) not in (0, 3) for values in (conditions.mean, conditions.std)):
+            raise ValueError("mean and std are three numbers each")
     except (cattrs.BaseValidationError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"The result {path}",
@@ -230,18 +250,31 @@ METRIC = "zero_shot.top1"
 
 
 def _result_of(evaluation: Evaluation, model: str) -> Result:
-    value = next(row.value for row in evaluation.rows if row.metric == METRIC)
-    names = zip(evaluation.class_ids, evaluation.class_names, strict=True)
+    row = next(row for row in evaluation.rows if row.metric == METRIC)
+    if evaluation.kept_back:
+        raise DataError(
+            f"The result on {evaluation.task}",
+            must="be of pictures that can be read again",
+            got="the pairs that a run kept back from training",
+            then="Measure both on a folder: limner eval MODEL --data DATA --out FOLDER.",
+        )
+    names = evaluation.names or [[name] for name in evaluation.class_names]
     return Result(
         model=evaluation.model or model,
-        value=value,
+        value=row.value,
         conditions=Conditions(
             data=evaluation.data,
-            class_names=tuple(sorted(names)),
+            class_names=_by_id(evaluation.class_ids, names),
             templates=tuple(evaluation.templates),
+            prompts=_by_id(evaluation.class_ids, evaluation.prompts) if evaluation.prompts else (),
             precision="bf16" if evaluation.precision == "bf16" else "fp32",
         ),
+        fingerprints=(row.model, row.data),
     )
+
+
+def _by_id(ids: Sequence[str], texts: Sequence[Sequence[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple(sorted((one, tuple(several)) for one, several in zip(ids, texts, strict=True)))
 
 
 # --- measured again --------------------------------------------------------------------------------------------------
@@ -259,7 +292,7 @@ class Measure:
     def __call__(self, conditions: Conditions) -> float:
         """Top-1 accuracy under `conditions`."""
         model, task = self.model(conditions), self.task(conditions.data)
-        names = dict(conditions.class_names) or dict(zip(task.classes.ids, task.classes.class_names, strict=True))
+        names = dict(conditions.class_names or zip(task.classes.ids, task.classes.names, strict=True))
         missing = [one for one in task.classes.ids if one not in names]
         if missing:
             raise DataError(
@@ -269,8 +302,10 @@ class Measure:
                 then="Compare results on the same classes.",
             )
         features, labels = self.features(conditions)
-        class_names = [names[one] for one in task.classes.ids]
-        scores = ZeroShotClassifier(model, class_names, list(conditions.templates)).scores(features).cpu()
+        own, given = [names[one] for one in task.classes.ids], dict(conditions.prompts)
+        prompts = [given[one] for one in task.classes.ids] if given else []
+        classifier = ZeroShotClassifier(model, own, list(conditions.templates), prompts=prompts)
+        scores = classifier.scores(features).cpu()
         return accuracy_by(conditions.ties, scores, torch.tensor(labels))
 
     def model(self, conditions: Conditions) -> CLIP:
@@ -291,12 +326,8 @@ class Measure:
         known = conditions.data, conditions.interpolation, conditions.mean, conditions.std, conditions.precision
         if known not in self._features:
             with normalised_by(model, conditions):
-                if conditions.interpolation == "bicubic":
-                    embedded = embed_images(model, task.test.source)
-                    indices, features = embedded.indices, embedded.features
-                else:
-                    indices, features = _embedded_by(model, task, FILTERS[conditions.interpolation])
-            labels = [task.test.labels[index] for index in indices]
+                embedded = images_resized_by(model, task.test.source, FILTERS[conditions.interpolation])
+            labels, features = [task.test.labels[index] for index in embedded.indices], embedded.features
             there = [place for place, label in enumerate(labels) if isinstance(label, int)]
             single = [label for label in labels if isinstance(label, int)]
             self._features[known] = features[there], single
@@ -315,28 +346,6 @@ def normalised_by(model: CLIP, conditions: Conditions) -> Iterator[None]:
         yield
     finally:
         model._mean, model._std = kept
-
-
-def _embedded_by(
-    model: CLIP, task: Task, resampling: Image.Resampling
-) -> tuple[list[int], Float[Tensor, "images embed"]]:
-    """(indices, features) of pictures that are resized by another filter than limner's."""
-    size, source = model.architecture.image_size, task.test.source
-
-    def square(_: object, content: bytes, begun: Callable[[], None]) -> np.ndarray:
-        begun()
-        image = to_rgb(opened(content))
-        shorter = min(image.size)
-        sides = [side * size // shorter for side in image.size]  # rounded down, as OpenAI's preprocessing does
-        return np.ascontiguousarray(centre_crop(np.asarray(image.resize((sides[0], sides[1]), resampling)), size))
-
-    read = list(read_each(source, range(len(source)), square))
-    indices = [index for index, one in enumerate(read) if not isinstance(one, Unread)]
-    parts, squares = list[Tensor](), [one for one in read if not isinstance(one, Unread)]
-    with measuring(model):
-        for start in range(0, len(squares), BATCH):
-            parts.append(model.encode_image(stack(squares[start : start + BATCH])).cpu())
-    return indices, torch.cat(parts)
 
 
 def accuracy_by(ties: Ties, scores: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:

@@ -11,13 +11,15 @@ from limner.seeds import seed_for
 
 WILSON, CLOPPER_PEARSON, BOOTSTRAP = "Wilson, 95 %", "Clopper-Pearson, 99.5 %", "bootstrap, 95 %"
 """The kinds that rows come with: of a share of independent trials; of one that the paper compares; of all others."""
+NORMAL = 1.959963984540054
+"""Standard deviations on each side of the mean that hold 95 % of a normal distribution."""
 DRAWS = 1000
 """Samples of a bootstrap."""
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share observed over `count` independent trials (Wilson 1927)."""
-    z = 1.959963984540054
+    z = NORMAL
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -52,18 +54,20 @@ def _where(rising: Callable[[float], float]) -> float:
 
 
 def bootstrap(measure: Callable[[Int[Tensor, " images"]], float], count: int, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of `measure`, which is given the numbers of `count` images drawn with replacement.
+    """The 95 % interval of `measure`, which is given the numbers of `count` images drawn with replacement: its value on
+    all of them, and 1.96 standard deviations of the samples on each side.
 
-    What it gives on samples that it has no value for (NaN: a class is not in them) does not count.
+    Percentiles of the samples would not do: those of a biased measure, such as a calibration error, may leave its own
+    value out. What it gives on samples that it has no value for (NaN: a class is not in them) does not count.
     """
     generator = torch.Generator().manual_seed(seed_for("bootstrap", seed))
     draws = (torch.randint(count, (count,), generator=generator) for _ in range(DRAWS))
     found = torch.tensor([measure(numbers) for numbers in draws], dtype=torch.float64)
     found = found[~found.isnan()]
-    if len(found) == 0:
+    if len(found) < 2:
         return float("nan"), float("nan")
-    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    value, half = measure(torch.arange(count)), NORMAL * float(found.std())
+    return value - half, value + half
 
 
 # --- two models on the same images -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A class is a column of `scores`; labels are int64. Where a metric takes the best
 in an arg-max; where it puts images in an order, those of equal scores count together.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -123,10 +124,12 @@ def share_row(metric: str, rank: Int[Tensor, " queries"], k: int, **about: Any) 
 
 def measured_row(metric: str, measure: Callable[[Int[Tensor, " images"]], float], count: int, **about: Any) -> Row:
     """What `measure` gives on all of `count` images as a row, with its bootstrap interval."""
-    low, high = bootstrap(measure, count)
-    return Row(
-        metric=metric, value=measure(torch.arange(count)), low=low, high=high, interval=BOOTSTRAP, count=count, **about
-    )
+    (low, high), value = bootstrap(measure, count), measure(torch.arange(count))
+    if math.isnan(low):
+        return Row(metric=metric, value=value, low=None, high=None, interval=None, count=count, **about)
+    if about.get("unit", "share") == "share":
+        low, high = max(0.0, low), min(1.0, high)
+    return Row(metric=metric, value=value, low=low, high=high, interval=BOOTSTRAP, count=count, **about)
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

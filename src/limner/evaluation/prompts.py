@@ -87,30 +87,30 @@ def with_prompts(task: Task, file: Path | None) -> Task:
 
     Raises `ConfigError` for a file that holds something else, or not a sentence for each class.
     """
-    if file is None or not task.classes.ids:
+    if file is None:
         return task
-    if file.suffix.lower() != ".json":
-        return replace(task, templates=tuple(line for line in lines_of(file) if line.strip()), prompts=())
-    told = read_json(file)
-    if isinstance(told, list) and all(isinstance(one, str) for one in told):
+    told = read_prompts(file)
+    if not task.classes.ids:
+        return task
+    if isinstance(told, list):
         return replace(task, templates=tuple(told), prompts=())
-    if not isinstance(told, dict):
-        raise ConfigError(
-            f"The prompts {file}",
-            must="be a list of templates, or an object of class and sentences",
-            got=type(told).__name__,
-            then='For example: {"cat": ["a photo of a cat, a pet."]}.',
-        )
-    said = {clean(name): [one] if isinstance(one, str) else one for name, one in told.items()}
+    said: dict[str, object] = {}
+    for name, sentences in told.items():
+        if clean(name) in said:
+            raise ConfigError(
+                f"The prompts {file}", must="name each class once", got=f"{name!r} twice", then="Join the two."
+            )
+        said[clean(name)] = [sentences] if isinstance(sentences, str) else sentences
+    are_numbered = list(task.classes.ids) == list(map(str, range(len(task.classes.ids))))
     prompts, missing = list[tuple[str, ...]](), list[str]()
     for one, names in zip(task.classes.ids, task.classes.names, strict=True):
-        found = next((said[known] for name in (one, *names) if (known := clean(name)) in said), None)
+        order = (*names, one) if are_numbered else (one, *names)  # the name 3 is not the class of the third line
+        found = next((said[known] for name in order if (known := clean(name)) in said), None)
         if not isinstance(found, list) or not found or not all(isinstance(each, str) and clean(each) for each in found):
-            missing.append(one)
+            missing.append(names[0] if are_numbered else one)
             continue
-        prompts.append(
-            tuple(each.replace("{}", name) for each in found for name in (names if "{}" in each else names[:1]))
-        )
+        filled = [(each, names if "{}" in each else names[:1]) for each in found]
+        prompts.append(tuple(each.replace("{}", name) for each, several in filled for name in several))
     if missing:
         raise ConfigError(
             f"The prompts {file}",
@@ -119,6 +119,26 @@ def with_prompts(task: Task, file: Path | None) -> Task:
             then="Write the class as its folder, its label or its name is written.",
         )
     return replace(task, prompts=tuple(prompts))
+
+
+def read_prompts(file: Path) -> list[str] | dict[str, object]:
+    """The templates in a file, one a line or a JSON list, with {} or {c} for the name; or a JSON object of the
+    sentences of each class. Raises `ConfigError` for a file that is not there or holds something else."""
+    if not file.is_file():
+        raise ConfigError(f"The prompts {file}", must="be a file", got="none", then="Check its path.")
+    if file.suffix.lower() != ".json":
+        return [line.replace("{c}", "{}") for line in lines_of(file) if line.strip()]
+    told = read_json(file)
+    if isinstance(told, list) and all(isinstance(one, str) for one in told):
+        return [one.replace("{c}", "{}") for one in told]
+    if isinstance(told, dict):
+        return told
+    raise ConfigError(
+        f"The prompts {file}",
+        must="be a list of templates, or an object of class and sentences",
+        got=type(told).__name__,
+        then='For example: {"cat": ["a photo of a cat, a pet."]}.',
+    )
 
 
 # --- chosen ----------------------------------------------------------------------------------------------------------
@@ -165,11 +185,10 @@ def choose_templates(model: CLIP, task: Task, templates: Sequence[str] = (), *, 
     is_held = torch.from_numpy(held_out(own.numpy(), HELD_OUT, seed=1))
     every = list(dict.fromkeys([*templates, *task.templates]))
     of_templates = torch.stack([_class_features(model, task, template) for template in every])
-    scale = float(model.logit_scale)
 
     def value(some: Sequence[int], part: Tensor) -> float:
         classes = F.normalize(of_templates[list(some)].mean(dim=0), dim=-1)
-        return METRICS["top1"](scale * features[part] @ classes.T, own[part])
+        return METRICS["top1"](features[part] @ classes.T, own[part])
 
     wanted = [every.index(template) for template in dict.fromkeys(templates)]
     taken = forward_selection(wanted, lambda some: value(some, ~is_held))

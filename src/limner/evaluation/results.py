@@ -48,6 +48,10 @@ class Evaluation:
     class_ids: list[str] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
+    """All names of each class, where a class has several."""
+    prompts: list[list[str]] = field(default_factory=list)
+    """The prompts of each class, where they were given in place of templates."""
     predictions: list[Prediction] = field(default_factory=list)
     """Of zero-shot classification."""
     outcomes: list[Outcome] = field(default_factory=list)
@@ -66,6 +70,8 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
         class_ids=next((one.class_ids for one in evaluations if one.class_ids), []),
         class_names=next((one.class_names for one in evaluations if one.class_names), []),
         templates=next((one.templates for one in evaluations if one.templates), []),
+        names=next((one.names for one in evaluations if one.names), []),
+        prompts=next((one.prompts for one in evaluations if one.prompts), []),
         predictions=[prediction for one in evaluations for prediction in one.predictions],
         outcomes=[outcome for one in evaluations for outcome in one.outcomes],
         reliability=next((one.reliability for one in evaluations if one.reliability), []),
@@ -81,9 +87,22 @@ def write_evaluation(run: RunDirectory, evaluation: Evaluation) -> Path:
     than the run's own, such as the same in another precision."""
     model, data = evaluation.rows[0].model, evaluation.rows[0].data
     other = "" if model == fingerprint_of(run) else f"-model-{model[:8]}"
-    file = run.evaluations / f"{_as_file(evaluation.task)}-{data[:8]}{other}.json"
-    write_json(file, asdict(evaluation))
+    file = run.evaluations / f"{evaluation.task.replace('/', '-')}-{data[:8]}{other}.json"
+    write_json(file, asdict(evaluation if not file.is_file() else _added(_read_evaluation(file), evaluation)))
     return file
+
+
+def _added(before: Evaluation, now: Evaluation) -> Evaluation:
+    """What was measured now, with the protocols of before that were not measured now."""
+    measured = {row.protocol for row in now.rows}
+    kept = [row for row in before.rows if row.protocol and row.protocol not in measured]
+    if not kept or before.rows[0].model != now.rows[0].model:
+        return now
+    prefixes = {row.metric.rpartition(".")[0].partition(".")[0] for row in kept}
+    outcomes = [one for one in before.outcomes if one.metric.partition(".")[0] in prefixes]
+    had_zero_shot = any(row.protocol == "zero-shot" for row in kept)
+    nothing = replace(before, predictions=[], reliability=[], templates=[], names=[], prompts=[])
+    return joined([now, replace(before if had_zero_shot else nothing, rows=kept, outcomes=outcomes)])
 
 
 def fingerprint_of(run: RunDirectory) -> str | None:
@@ -110,8 +129,8 @@ def _read_evaluation(file: Path) -> Evaluation:
         ) from error
 
 
-def _as_file(task: str) -> str:
-    return task.replace("/", "-")
+VERSION = 1
+"""Of the protocols: it grows when the same model and data would give other numbers."""
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -129,6 +148,9 @@ class Key:
     train: str = ""
     features: str = ""
     """Which features a probe stands on."""
+    stamp: str = ""
+    """What tells loose pictures from others of the same names and sizes: `stamp_of` each split."""
+    version: int = VERSION
 
     def digest(self) -> str:
         """A short name for it."""

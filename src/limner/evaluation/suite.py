@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limner.data.pairs import Source, describe, notes
-from limner.embed import BATCH, Embedded, embed_images, measuring
+from limner.data.reading import LATE, SLOW, UNREAD
+from limner.embed import BATCH, Embedded, embed_images, measuring, stamp_of, together
 from limner.errors import ConfigError, DataError, LimnerError, ModelError, StorageError
 from limner.evaluation.classes import say_counts
 from limner.evaluation.classified import METRICS, class_rows, multi_label_rows, right_classes
@@ -61,6 +62,9 @@ class How:
     """The process group whose ranks share the pictures."""
     model: str = ""
     """Where the model is, for whoever measures it again."""
+    kept_back: bool = False
+    trained_on: bool = False
+    """What an `Evaluation` says of the pictures."""
 
 
 ALL = How()
@@ -108,8 +112,18 @@ class Bench:
     def key(self, protocol: str) -> Key:
         """What the measurement by a protocol is known by."""
         about = self.about(protocol)
-        features = self.how.probe_features if protocol == "linear-probe" else ""
-        return Key(about["task"], protocol, about["model"], about["data"], about["prompts"], about["train"], features)
+        is_probe = protocol == "linear-probe"
+        splits = (self.task.test, self.task.train, self.task.validation) if is_probe else (self.task.test,)
+        return Key(
+            task=about["task"],
+            protocol=protocol,
+            model=about["model"],
+            data=about["data"],
+            prompts=about["prompts"],
+            train=about["train"],
+            features=self.how.probe_features if is_probe else "",
+            stamp="".join(stamp_of(split.source) for split in splits if split is not None),
+        )
 
     def about(self, protocol: str) -> dict[str, str]:
         """What all rows of a protocol say."""
@@ -148,11 +162,15 @@ class Bench:
             task=task.name,
             data=task.place,
             rows=[replace(row, seconds=seconds, **self._interval(row)) for row in found.rows],
+            kept_back=self.how.kept_back,
+            trained_on=self.how.trained_on,
             model=self.how.model,
             precision="bf16" if self.model.image.dtype == torch.bfloat16 else "fp32",
             class_ids=list(task.classes.ids) if is_named else [],
             class_names=task.classes.class_names if is_named else [],
-            templates=list(task.templates) if protocol == "zero-shot" else [],
+            templates=list(task.templates) if protocol == "zero-shot" and not task.prompts else [],
+            names=[list(names) for names in task.classes.names] if task.classes.has_several_names else [],
+            prompts=[list(several) for several in task.prompts] if protocol == "zero-shot" else [],
             predictions=found.predictions,
             outcomes=found.outcomes,
             reliability=found.reliability,
@@ -217,6 +235,17 @@ def _lacks_captions(task: Task) -> str:
     return "" if any(pair.captions for pair in task.test.source) else "pictures without captions"
 
 
+def require_some(task: Task, there: Sequence[int], what: str) -> None:
+    """Raise `DataError` where no picture with a label, or a caption, could be read."""
+    if not there:
+        raise DataError(
+            f"The pictures of {task.path} with {what}",
+            must="be readable, one at least",
+            got="none that is",
+            then="Check the files: limner data check says what is wrong with each.",
+        )
+
+
 def _metric(task: Task) -> str:
     """What a task of one class for each image is measured by; the registry has tasks that are measured otherwise."""
     return task.metric if task.metric in METRICS else "top1"
@@ -226,6 +255,7 @@ def _zero_shot(bench: Bench, about: dict[str, str]) -> Found:
     task, embedded = bench.task, bench.embedded(bench.task.test)
     labels, pairs = [task.test.labels[index] for index in embedded.indices], embedded.pairs()
     there = [place for place, label in enumerate(labels) if label is not None]
+    require_some(task, there, "a label")
     say_counts(task.path, task.classes, labels)
     classifier = ZeroShotClassifier(
         bench.model, list(task.classes.names), task.templates, prompts=task.prompts, keep=bench.how.keep
@@ -258,6 +288,9 @@ def _linear_probe(bench: Bench, about: dict[str, str]) -> Found:
         held = torch.from_numpy(held_out(right.numpy(), HELD_OUT, seed=0))
         validation, chosen_by = train[held], right[held]
         train, right = train[~held], right[~held]
+    if known := set(bench.embedded(task.test).contents) & set(bench.embedded(task.train).contents):
+        count = sum(one in known for one in bench.embedded(task.test).contents)
+        say(f"{count:,} of the pictures of {task.path} to measure are among those that the probe is fitted to.")
     absent = sorted(set(labels.tolist()) - set(right.tolist()) - set(chosen_by.tolist()))
     if absent:
         named = ", ".join(task.classes.class_names[one] for one in absent[:5])
@@ -292,6 +325,7 @@ def _retrieval(bench: Bench, about: dict[str, str]) -> Found:
     embedded = bench.embedded(bench.task.test)
     pairs = embedded.pairs()
     captioned = [place for place, pair in enumerate(pairs) if pair.captions]
+    require_some(bench.task, captioned, "a caption")
     rows, outcomes = retrieval(
         bench.model,
         embedded.features[captioned],
@@ -351,11 +385,18 @@ def _evaluate_bench(bench: Bench, results: Results | None) -> Evaluation:
     found, source = list[Evaluation](), bench.task.test.source
     for protocol in bench.due:
         key = bench.key(protocol)
-        known = _agreed(bench.how.group, results.done(key) if results else None)
+        known = together(bench.how.group, lambda key=key: results.done(key) if results else None)[0]
         if known is None:
             known = bench.measure(protocol)
-            if results is not None:
-                results.add(key, known)
+            passing = [one for one in known.skipped if one in (LATE, SLOW, UNREAD)]
+            if results is not None and passing:
+                say(f"{bench.task.name}, {protocol}: not kept, for pictures may be readable another time: {passing[0]}")
+
+            def keep(key: Key = key, known: Evaluation = known, passing: list[str] = passing) -> None:
+                if results is not None and not passing:
+                    results.add(key, known)
+
+            together(bench.how.group, keep)
         else:
             say(f"{bench.task.name}, {protocol}: taken from the results, where it is done.")
         found.append(known)
@@ -365,15 +406,6 @@ def _evaluate_bench(bench: Bench, results: Results | None) -> Evaluation:
     if source.noted:
         say(notes(source))
     return evaluation
-
-
-def _agreed(group: Any, value: Any) -> Any:
-    """The value of rank 0 of a process group."""
-    if group is None:
-        return value
-    told = [value]
-    dist.broadcast_object_list(told, src=0, group=group)
-    return told[0]
 
 
 def evaluate_run(
@@ -406,10 +438,18 @@ def evaluate_run(
     opening: list[Callable[[], Task]] = [lambda one=one: _opened(one, root, fetch_train) for one in data]
     opening = opening or [lambda: task_of(own_task(run))]
     is_first_rank = how.group is None or dist.get_rank(how.group) == 0
-    results = Results(out) if out is not None and is_first_rank else None
+    opened = list[Results]()
+
+    def open_results() -> None:
+        if out is not None and is_first_rank:
+            opened.append(Results(out))
+
+    together(how.group, open_results)
+    results = opened[0] if opened else None
     is_kept_back = not data and run.read_config().test is None
     try:
-        tasks = [_tried(open_one, len(opening), failed) for open_one in opening]  # all, before the first is measured
+        # all, before the first is measured
+        tasks = [_tried(lambda one=one: together(how.group, one)[0], len(opening), failed) for one in opening]
         for task in tasks:
             if task is not None:
                 measure: Callable[[], Evaluation] = lambda task=task: _evaluate_for(  # noqa: E731
@@ -479,10 +519,24 @@ def _opened(one: str | Path | Entry, root: Path | None, fetch_train: bool) -> Ta
             then=f"See what is there: limner eval tasks --root {root}",
         )
     task = read_task(place, name=one.name, entry=one)
+    require_measurable(task, one)
     require_fit(task, one)
     if one.test and len(task.test.source) != one.test:
         say(f"{one.name} has {len(task.test.source):,} pictures to measure; in the paper it has {one.test:,}.")
     return task
+
+
+def require_measurable(task: Task, entry: Entry) -> None:
+    """Raise `DataError` for a task that is measured by something that no protocol gives, or in another layout."""
+    several = any(isinstance(label, tuple) for label in task.test.labels)
+    own = {"eleven_point_map": several, "recall@1": True} | dict.fromkeys(METRICS, not several)
+    if not own.get(entry.metric):
+        raise DataError(
+            f"The task {entry.name}",
+            must=f"be measured by {entry.metric}" + (", of pictures with .npy" if entry.metric in own else ""),
+            got="pictures of one class each" if entry.metric in own else "no protocol that gives it",
+            then=f"For its accuracy as a plain folder: --data {task.path}",
+        )
 
 
 def require_fit(task: Task, entry: Entry) -> None:
@@ -506,8 +560,7 @@ def _evaluate_for(
     trained_on = run.is_finished and not kept_back and was_trained_on(run, source)
     if trained_on:
         say(f"{run.path} was trained on pairs of {source.path}: the numbers say what it remembers, not what it can do.")
-    found = evaluate_task(model, task, how, results)
-    found = replace(found, kept_back=kept_back, trained_on=trained_on)
+    found = evaluate_task(model, task, replace(how, kept_back=kept_back, trained_on=trained_on), results)
     try:
         if run.is_finished and (how.group is None or dist.get_rank(how.group) == 0):
             write_evaluation(run, found)

@@ -9,12 +9,14 @@ hf-hub:org/name, fetched                                         ┘
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from limner.config import DEFAULT_TEMPLATES, RunConfig
 from limner.data.pairs import Source, innermost, is_hidden, lines_beside
+from limner.data.sources.beside import METADATA
 from limner.data.sources.read import absolute, read_images, read_pairs, split_pairs
 from limner.errors import ConfigError, DataError
 from limner.evaluation.classes import NO_CLASSES, SPLITS, Classes, Label, classes_of, split_of
@@ -82,13 +84,16 @@ def read_task(path: Any, *, name: str = "", entry: Entry | None = None, fetch_tr
     if isinstance(path, str) and path.startswith("hf-hub:"):
         name = name or path.removeprefix("hf-hub:").partition("@")[0]
         path = fetch_dataset(path.removeprefix("hf-hub:"), train=fetch_train)
-    splits = splits_of(path)
+        splits = {split: place for split, place in splits_of(path).items() if fetch_train or split != "train"}
+    else:
+        splits = splits_of(path)
     if not splits:
         return task_of(read_images(path), name=name, entry=entry)
     order = [split for split in SPLITS if split in splits]
     found = {split: read_images(splits[split]) for split in order}
-    if order[0] == "train":
-        say(f"{path} has no other split than train: that one is measured.")
+    where = Path(splits[order[0]].split("::")[0]).name
+    rest = f"; for the linear probe there is {' and '.join(order[1:])}" if len(order) > 1 else ""
+    say(f"Of {path} the split {order[0]} ({where}) is measured{rest}.")
     measured = found.pop(order[0])
     return task_of(measured, found.get("train"), found.get("val"), name=name, entry=entry)
 
@@ -118,41 +123,67 @@ def task_of(
 
 
 def splits_of(path: Any) -> dict[str, str]:
-    """The place of each split in the folder at `path`, if it holds nothing else; {}: it is no folder of splits.
+    """The place of each split in the folder at `path`: folders, or lists, tables and shards that are named by splits;
+    {}: it is no folder of splits.
 
-    Raises `DataError` for two folders that may be the same split.
+    Raises `DataError` where some names are splits and others are not, and for two that may be the same split.
     """
     folder = Path(str(path))
     if "::" in str(path) or not folder.is_dir():
         return {}
     inside = sorted(one for one in folder.iterdir() if not is_hidden(one.name))
-    folders = [one for one in inside if one.is_dir()]
-    shards = [one for one in inside if one.suffix.lower() in (".tar", ".arrow")]
-    files = [*shards, *(one for one in inside if one.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"))]
-    lists = [one for one in files if split_of(one.stem)]
-    tables = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
-    parts = {one: found[1] for one in tables if (found := re.fullmatch(r"(\w+?)-\d+-of-\d+\.parquet", one.name))}
-    if parts and len(parts) == len(tables):
-        places = [(split, one) for one, split in parts.items()]
-    elif {split_of(one.stem) for one in lists} & {"test", "val"} and set(shards) <= set(lists):
-        places = [(one.stem, one) for one in lists]
-    elif folders and not shards and all(split_of(one.name) for one in folders):
-        places = [(one.name, one) for one in folders]
+    files = [one for one in (*inside, *sorted(folder.glob("data/*.parquet"))) if one.suffix.lower() in DATA_ENDINGS]
+    files = [one for one in files if one.name != "classnames.csv"]
+    named = _by_split(files)
+    if {"test", "val"} & named.keys() or (named and all(one.suffix == ".parquet" for one in files)):
+        _require_all(folder, files, named)
     else:
-        return {}
-    splits: dict[str, dict[str, list[str]]] = {}
-    for said, place in places:
-        if split := split_of(said):
-            splits.setdefault(split, {}).setdefault(said, []).append(str(place))
-    for split, several in splits.items():
-        if len(several) > 1 or (not parts and len(next(iter(several.values()))) > 1):
+        folders = [one for one in inside if one.is_dir()]
+        is_read_itself = any(one.suffix == ".tar" or one.name in METADATA for one in files)
+        named = {} if is_read_itself else _by_split(folders)
+        if not {"test", "val"} & named.keys() and len(folders) != len(named):
+            return {}
+        if "train" in named:
+            _require_all(folder, folders, named)
+        elif sum(map(len, named.values())) < len(folders):
+            return {}
+    for split, several in named.items():
+        if len({_said(one) for one in several}) > 1 or (len(several) > 1 and several[0].is_dir()):
             raise DataError(
                 f"The folder {path}",
                 must="hold one split of each kind",
-                got=f"{' and '.join(sorted(several))} for {split}",
+                got=f"{' and '.join(one.name for one in several[:3])} for {split}",
                 then="Give the one to measure on, or take the other away.",
             )
-    return {split: "::".join(next(iter(several.values()))) for split, several in splits.items()}
+    return {split: "::".join(map(str, several)) for split, several in named.items()}
+
+
+DATA_ENDINGS = (".tar", ".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def _said(place: Path) -> str:
+    """What a folder's or file's name says, without the number of a part: train of train-00000-of-00002.parquet."""
+    return re.sub(r"[-_.]?\d+([-_]of[-_]\d+)?$", "", place.stem) if split_of(place.stem) is None else place.stem
+
+
+def _by_split(places: Sequence[Path]) -> dict[str, list[Path]]:
+    """Those that are named by a split."""
+    found = dict[str, list[Path]]()
+    for place in places:
+        if split := split_of(_said(place)):
+            found.setdefault(split, []).append(place)
+    return found
+
+
+def _require_all(folder: Path, places: Sequence[Path], named: dict[str, list[Path]]) -> None:
+    others = [one.name for one in places if not any(one in several for several in named.values())]
+    if others:
+        raise DataError(
+            f"The folder {folder}",
+            must="hold splits alone, or none",
+            got=f"{', '.join(named)} and beside them {', '.join(others[:3])}",
+            then=f"Give the one to measure on, such as {next(iter(named.values()))[0]}, or move the others elsewhere.",
+        )
 
 
 # --- a run's own pictures ---------------------------------------------------------------------------------------------
