@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import open_clip
+import open_clip  # pyright: ignore[reportMissingImports]  # in the environment of make peers
 import torch
 
 import limner

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clip_benchmark.metrics import zeroshot_classification as peer
-from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
+from clip_benchmark.metrics import zeroshot_classification as peer  # pyright: ignore[reportMissingImports]
+from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k  # pyright: ignore[reportMissingImports]
 from sklearn import metrics as sk
 
 import limner

@@ -48,7 +48,7 @@ def main() -> None:
     def try_strength(strength: float) -> float:
         model.set_params(C=strength).fit(train[0].numpy(), train[1].numpy())
         steps.append(int(model.n_iter_.max()))
-        return float((model.predict(held[0].numpy()) == held[1].numpy()).mean())
+        return float(np.mean(model.predict(held[0].numpy()) == held[1].numpy()))
 
     begin = time.perf_counter()
     strength, values = search_strength(try_strength)
