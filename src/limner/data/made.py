@@ -165,7 +165,7 @@ def rendered(sentence: str) -> Image.Image:
             break
     else:
         raise DataError(
-            f"The sentence {sentence[:40]!r}...",
+            f"The sentence that begins with {sentence[:40]!r}",
             must=f"fit on {SIDE} x {SIDE} pixels",
             got=f"{len(sentence):,} characters",
             then="Shorten it.",
