@@ -19,8 +19,8 @@ from limner.evaluation.metrics import (
     ranks_of_right,
     roc_auc,
     share_row,
-    share_within,
 )
+from limner.evaluation.probe import best_accuracy
 
 TOP = 5
 """Of the two accuracies the wider one."""
@@ -29,10 +29,6 @@ TOP = 5
 def ranks_of_labels(scores: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
     """How many classes come before the right one; 0 means that it is named."""
     return ranks_of_right(scores, torch.arange(scores.shape[1]) == labels[:, None])
-
-
-def _top1(scores: Tensor, labels: Tensor) -> float:
-    return share_within(ranks_of_labels(scores, labels), 1)
 
 
 def _mean_per_class(scores: Tensor, labels: Tensor) -> float:
@@ -55,7 +51,7 @@ def _roc_auc(scores: Tensor, labels: Tensor) -> float:
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "top1": _top1,
+    "top1": best_accuracy,
     "mean_per_class": _mean_per_class,
     "mean_of_top1_and_top5": _mean_of_two,
     "roc_auc": _roc_auc,

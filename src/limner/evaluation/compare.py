@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limner.errors import ConfigError, DataError
 from limner.evaluation.intervals import NORMAL, bootstrap, holm, mcnemar
-from limner.evaluation.metrics import Outcome
+from limner.evaluation.metrics import Outcome, mean_per_class
 from limner.evaluation.results import Evaluation, read_evaluations
 from limner.progress import say
 from limner.run import RunDirectory
@@ -155,15 +155,12 @@ def _of_share(task: str, metric: str, first: Tensor, second: Tensor) -> Differen
 def _of_classes(task: str, metric: str, first: Tensor, second: Tensor, labels: Tensor) -> Difference:
     """The mean over classes of the share of their pictures that are named right."""
 
-    def mean(right: Tensor, some: Int[Tensor, " some"]) -> float:
-        of = labels[some].bincount().double()
-        return float((labels[some].bincount(right[some].double()) / of)[of > 0].mean())
-
-    every = torch.arange(len(labels))
-    values = mean(first, every), mean(second, every)
+    named = [torch.where(right, labels, -1) for right in (first, second)]  # which wrong class it is makes no difference
+    values = [mean_per_class(one, labels) for one in named]
 
     def change(some: Int[Tensor, " some"]) -> float:
-        return mean(second, some) - mean(first, some)
+        before, after = (mean_per_class(one[some], labels[some]) for one in named)
+        return after - before
 
     low, high = bootstrap(change, len(labels))
     return Difference(

@@ -42,9 +42,16 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         features, labels = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(numbers)
         if len(self.classes_) < 2:
             raise ValueError(f"LinearProbe needs pictures of two classes or more, got one class: {self.classes_[0]!r}")
+        if self.strength is not None and not (0 < self.strength < float("inf")):
+            raise ValueError(f"The strength of LinearProbe must be above 0 and finite, or None. Got {self.strength!r}.")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"The validation share of LinearProbe must lie in (0, 1). Got {self.validation!r}.")
         held = None if self.strength is not None else held_out(numbers, self.validation, self.seed)
         if held is None or not held.any():
-            last, self.values_ = fit(features, labels, len(self.classes_), self.strength or 1.0), {}
+            last, self.values_ = (
+                fit(features, labels, len(self.classes_), 1.0 if self.strength is None else self.strength),
+                {},
+            )
         else:
             mask = torch.from_numpy(held)
             found = probe(

@@ -123,8 +123,19 @@ def share_row(metric: str, rank: Int[Tensor, " queries"], k: int, **about: Any) 
 
 
 def measured_row(metric: str, measure: Callable[[Int[Tensor, " images"]], float], count: int, **about: Any) -> Row:
-    """What `measure` gives on all of `count` images as a row, with its bootstrap interval."""
-    (low, high), value = bootstrap(measure, count), measure(torch.arange(count))
+    """What `measure` gives on all of `count` images as a row, with its bootstrap interval.
+
+    Raises `DataError` where it has no value (NaN).
+    """
+    value = measure(torch.arange(count))
+    if math.isnan(value):
+        raise DataError(
+            f"The pictures for {metric}",
+            must="have a value of it",
+            got="none: there are pictures of one kind alone, or of none",
+            then="Give pictures of each class.",
+        )
+    low, high = bootstrap(measure, count)
     if math.isnan(low):
         return Row(metric=metric, value=value, low=None, high=None, interval=None, count=count, **about)
     if about.get("unit", "share") == "share":

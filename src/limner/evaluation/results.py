@@ -186,7 +186,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = _locked(folder)
-        self._done: dict[str, list[Row]] = {}
+        self._done = set[str]()
         self._end = 0
         try:
             self._read_all()
@@ -198,11 +198,13 @@ class Results:
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
         while lines and lines[0].endswith(b"\n"):
-            key, count, _ = self._read(lines[0])
+            key, count = self._read(lines[0])
             group = lines[:count]
             if len(group) < count or not group[-1].endswith(b"\n"):
                 break  # a killed process was writing them
-            self._done[key] = [self._read(line)[2] for line in group]
+            for line in group:
+                self._read(line)
+            self._done.add(key)
             self._end += sum(map(len, group))
             lines = lines[count:]
 
@@ -234,7 +236,7 @@ class Results:
                 then="Make room, and run the same command again: what is done is not measured again.",
             ) from error
         self._end += len(lines)
-        self._done[key.digest()] = evaluation.rows
+        self._done.add(key.digest())
 
     def close(self) -> None:
         """Let others write there."""
@@ -244,14 +246,15 @@ class Results:
         task = re.sub(r"[^\w.-]+", "-", key.task)[:80]
         return self.folder / f"{task}-{key.data[:8]}-{key.protocol}-{key.digest()}.json"
 
-    def _read(self, line: bytes) -> tuple[str, int, Row]:
-        """(key, rows of its group, the row) in a line."""
+    def _read(self, line: bytes) -> tuple[str, int]:
+        """(key, rows of its group) in a line. Raises `ConfigError` for one that holds no row."""
         try:
             told = json.loads(line)
             key, count = told.pop("key"), told.pop("rows")
             if type(count) is not int or count < 1:
                 raise ValueError(count)
-            return str(key), count, cattrs.structure(told, Row)
+            cattrs.structure(told, Row)
+            return str(key), count
         except (ValueError, LookupError, TypeError, AttributeError, cattrs.BaseValidationError):
             raise ConfigError(
                 f"The file {self.folder / 'results.jsonl'}",

@@ -27,7 +27,7 @@ from limner.errors import ConfigError, DataError, LimnerError, ModelError, Stora
 from limner.evaluation.classes import say_counts
 from limner.evaluation.classified import METRICS, class_rows, multi_label_rows, right_classes
 from limner.evaluation.intervals import CLOPPER_PEARSON, clopper_pearson
-from limner.evaluation.metrics import Outcome, Row, calibration
+from limner.evaluation.metrics import Outcome, Row
 from limner.evaluation.probe import held_out, probe
 from limner.evaluation.prompts import with_prompts
 from limner.evaluation.registry import Entry, place_in
@@ -248,7 +248,7 @@ def require_some(task: Task, there: Sequence[int], what: str) -> None:
 
 def _metric(task: Task) -> str:
     """What a task of one class for each image is measured by; the registry has tasks that are measured otherwise."""
-    return task.metric if task.metric in METRICS else "top1"
+    return task.entry.metric if task.entry is not None and task.entry.metric in METRICS else "top1"
 
 
 def _zero_shot(bench: Bench, about: dict[str, str]) -> Found:
@@ -271,9 +271,7 @@ def _zero_shot(bench: Bench, about: dict[str, str]) -> Found:
             skipped=skipped,
         )
     single = [label for label in own if isinstance(label, int)]
-    rows, outcomes, predictions = classify(classifier, features, pairs, single, _metric(task), about)
-    sure, named = classifier.probabilities(features).cpu().max(dim=1)
-    _, reliability = calibration(sure.clamp(0, 1), named == torch.tensor(single))
+    rows, outcomes, predictions, reliability = classify(classifier, features, pairs, single, _metric(task), about)
     return Found(rows=rows, outcomes=outcomes, predictions=predictions, reliability=reliability, skipped=skipped)
 
 
@@ -303,7 +301,12 @@ def _linear_probe(bench: Bench, about: dict[str, str]) -> Found:
     setting = f"features {where} the projection, C = {found.last.strength:.4g} chosen by {_metric(task)} on {by}"
     scores = found.last.scores(features).float()
     rows, outcome = class_rows("linear_probe", scores, labels, keys, _metric(task), setting=setting, **about)
-    return Found(rows=rows, outcomes=[outcome])
+    skipped = Counter[str]()
+    for name, split in (("train", task.train), ("val", task.validation)):
+        if split is not None:
+            unread = Counter(one.reason for one in bench.embedded(split).unreadable) + split.source.skipped
+            skipped += Counter({f"{reason} ({name})": count for reason, count in unread.items()})
+    return Found(rows=rows, outcomes=[outcome], skipped=skipped)
 
 
 def _features(bench: Bench, split: Split) -> tuple[Float[Tensor, "images embed"], Tensor, list[str]]:

@@ -21,6 +21,7 @@ from limner.data.sources.read import absolute, read_images, read_pairs, split_pa
 from limner.errors import ConfigError, DataError
 from limner.evaluation.classes import NO_CLASSES, SPLITS, Classes, Label, classes_of, split_of
 from limner.evaluation.registry import Entry
+from limner.evaluation.zero_shot import prompts_of
 from limner.files import read_json
 from limner.progress import say
 from limner.run import RunDirectory
@@ -50,8 +51,6 @@ class Task:
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     prompts: tuple[tuple[str, ...], ...] = ()
     """The prompts of each class, where they are given themselves; empty: the names in the templates."""
-    metric: str = "top1"
-    """What it is measured by: a name in `classified.METRICS`."""
     entry: Entry | None = None
     """What the registry says of it, if it is one of the paper's."""
 
@@ -69,10 +68,7 @@ class Task:
         """The prompts of each class: each of its names in each template, or those that were given."""
         if self.prompts:
             return [list(several) for several in self.prompts]
-        return [
-            [template.replace("{}", name) for name in names for template in self.templates]
-            for names in self.classes.names
-        ]
+        return [prompts_of(names, self.templates) for names in self.classes.names]
 
 
 def read_task(path: Any, *, name: str = "", entry: Entry | None = None, fetch_train: bool = False) -> Task:
@@ -117,7 +113,6 @@ def task_of(
         validation=None if validation is None else splits[id(validation)],
         classes=classes,
         templates=tuple(templates_of_task(measured)),
-        metric=entry.metric if entry is not None else "top1",
         entry=entry,
     )
 

@@ -202,9 +202,10 @@ def classify(
     labels: Sequence[int],
     metric: str,
     about: dict[str, str],
-) -> tuple[list[Row], list[Outcome], list[Prediction]]:
+) -> tuple[list[Row], list[Outcome], list[Prediction], list[tuple[float, float, int]]]:
     """Accuracies and the task's `metric`, over all classes and over those held out of training, what came of each
-    picture, and its likeliest names; `labels` are the right classes."""
+    picture, its likeliest names, and how often answers are right by how sure they are; `labels` are the right
+    classes."""
     scores, right_class = classifier.scores(features).cpu(), torch.tensor(labels)
     keys = [pair.key for pair in pairs]
     rows, outcome = class_rows("zero_shot", scores, right_class, keys, metric, **about)
@@ -213,7 +214,15 @@ def classify(
         rank = torch.tensor(outcome.ranks)[held_out]
         rows += [share_row(f"held_out.top{k}", rank, k, **about) for k in (1, TOP)]
     probabilities = classifier.probabilities(features).cpu()
-    rows.append(calibration_row(probabilities, right_class, about))
+    sure, named = probabilities.max(dim=1)
+    # of a sigmoid's probabilities of rounded sums, none is above 1
+    sure, is_right = sure.clamp(0, 1), named == right_class
+    _, reliability = calibration(sure, is_right)
+
+    def error(some: Int[Tensor, " some"]) -> float:
+        return calibration(sure[some], is_right[some])[0]
+
+    rows.append(measured_row("zero_shot.calibration_error", error, len(labels), **about))
     top, shares = classifier.likeliest(features, TOP)
     right = probabilities[torch.arange(len(labels)), right_class]
     predictions = [
@@ -222,18 +231,4 @@ def classify(
             keys, pairs, labels, top.tolist(), shares.tolist(), right.tolist(), strict=True
         )
     ]
-    return rows, [outcome], predictions
-
-
-def calibration_row(
-    probabilities: Float[Tensor, "pictures classes"], labels: Int[Tensor, " pictures"], about: dict[str, str]
-) -> Row:
-    """The expected calibration error: how far the probability of the named class is from how often it is right."""
-    sure, named = probabilities.max(dim=1)
-    # of a sigmoid's probabilities of rounded sums, none is above 1
-    sure, is_right = sure.clamp(0, 1), named == labels
-
-    def error(some: Int[Tensor, " some"]) -> float:
-        return calibration(sure[some], is_right[some])[0]
-
-    return measured_row("zero_shot.calibration_error", error, len(labels), **about)
+    return rows, [outcome], predictions, reliability

@@ -199,3 +199,8 @@ def test_a_measured_row_names_its_interval():
     )
     assert row.value == 0.5 and row.interval == "bootstrap, 95 %" and row.count == 100
     assert row.low is not None and row.high is not None and 0.35 < row.low < 0.5 < row.high < 0.65
+
+
+def test_what_has_no_value_is_no_row():
+    with pytest.raises(DataError, match=r"The pictures for m must have a value of it\. Got none"):
+        measured_row("m", lambda _: float("nan"), 4, task="t", model="m", data="d")

@@ -149,3 +149,10 @@ def test_it_goes_into_pipelines_and_names_classes_as_they_are():
 def test_labels_that_are_none_are_its_kind_of_error(labels: Any):
     with pytest.raises(ValueError, match=r"two classes or more|Unknown label type"):
         limner.LinearProbe(1.0).fit(np.eye(10), labels)
+
+
+@pytest.mark.parametrize("options", [{"strength": s} for s in (0, -1, math.nan, math.inf)] + [{"validation": 1.0}])
+def test_options_that_fit_nothing_are_refused(options: dict[str, Any]):
+    features, labels = load_wine(return_X_y=True)
+    with pytest.raises(ValueError, match="LinearProbe must"):
+        limner.LinearProbe(**options).fit(features, labels)

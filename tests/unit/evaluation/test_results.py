@@ -175,3 +175,9 @@ def test_a_killed_evaluation_goes_on_to_the_same_results(model: CLIP, splits: Pa
     for folder in (killed, whole):
         subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True)
     assert lines(killed) == lines(whole) and 0 < len(some) < len(lines(whole))
+
+
+def test_training_pictures_that_cannot_be_read_are_counted(model: CLIP, splits: Path):
+    (splits / "train/dog/0.png").write_bytes(b"no picture")
+    (splits / "train/table/1.png").write_bytes(b"")
+    assert evaluate_task(model, splits).skipped == {"not a picture (train)": 1, "empty picture file (train)": 1}
